@@ -7,5 +7,6 @@ pub mod node;
 pub mod pod;
 pub mod quantity;
 pub mod resource;
+pub mod schema;
 pub mod selector;
 pub mod status;
