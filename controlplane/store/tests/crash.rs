@@ -1,5 +1,10 @@
 //! SIGKILL at any instant: no acknowledged write is lost, the revision never falls, the file opens.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "in a test a failed unwrap is the report"
+)]
+
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;

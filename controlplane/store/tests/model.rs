@@ -1,5 +1,10 @@
 //! The store against a model that keeps every state it was ever in.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "in a test a failed unwrap is the report"
+)]
+
 use std::collections::BTreeMap;
 
 use bosun_store::{Embedded, EventKind, Expect, Guard, Op, Range, Store, Txn, TxnOutcome};
