@@ -22,8 +22,8 @@ use tokio::sync::oneshot;
 use crate::index::{Index, Version};
 use crate::record::{self, Place};
 use crate::{
-    Batch, Error, Event, EventKind, Expect, KeyValue, Listing, Op, Range, Result, Revision, Store,
-    Txn, TxnOutcome, Watch,
+    Batch, Error, Event, EventKind, Expect, KeyValue, Listing, Op, Range, Result, Revision, Store, Txn, TxnOutcome,
+    Watch,
 };
 
 const LOG: TableDefinition<'static, Place, &'static [u8]> = TableDefinition::new("log");
@@ -73,10 +73,7 @@ impl Embedded {
             shown,
             Box::new(move || {
                 guarded(&name, || {
-                    Builder::new()
-                        .set_cache_size(CACHE_BYTES)
-                        .create(&path)
-                        .map_err(|e| failure(&name, e.into()))
+                    Builder::new().set_cache_size(CACHE_BYTES).create(&path).map_err(|e| failure(&name, e.into()))
                 })
             }),
         )
@@ -97,9 +94,7 @@ impl Embedded {
     ) -> Result<Self> {
         let shown = name.to_owned();
         let open = move || {
-            let builder = Builder::new()
-                .set_cache_size(CACHE_BYTES)
-                .create_with_backend(backend());
+            let builder = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend());
             builder.map_err(|e| failure(&shown, e.into()))
         };
         Self::start(name.to_owned(), Box::new(open))
@@ -108,50 +103,26 @@ impl Embedded {
     fn start(path: String, open: Opener) -> Result<Self> {
         let database = open()?;
         let index = guarded(&path, || load(&path, &database))?;
-        let shared = Arc::new(Shared {
-            path,
-            index: RwLock::new(index),
-            database: RwLock::new(Some(database)),
-            open,
-        });
+        let shared = Arc::new(Shared { path, index: RwLock::new(index), database: RwLock::new(Some(database)), open });
         let (commands, inbox) = mpsc::channel();
         let writer = shared.clone();
         let writer = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&inbox))
-            .map_err(|e| Error::Io {
-                path: shared.path.clone(),
-                reason: format!("starting the writer: {e}"),
-            })?;
-        Ok(Self {
-            shared,
-            commands: Mutex::new(Some(commands)),
-            writer: Mutex::new(Some(writer)),
-        })
+            .map_err(|e| Error::Io { path: shared.path.clone(), reason: format!("starting the writer: {e}") })?;
+        Ok(Self { shared, commands: Mutex::new(Some(commands)), writer: Mutex::new(Some(writer)) })
     }
 
     fn send(&self, command: Command) -> Result<()> {
         let sender = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        sender
-            .as_ref()
-            .ok_or(Error::Closed)?
-            .send(command)
-            .map_err(|_| Error::Closed)
+        sender.as_ref().ok_or(Error::Closed)?.send(command).map_err(|_| Error::Closed)
     }
 }
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        self.commands
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(writer) = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = writer.join();
         }
     }
@@ -172,21 +143,13 @@ impl Store for Embedded {
             let (versions, remaining, revision) = found?;
             if versions.iter().all(|v| matches!(v, Version::Live(_))) {
                 let items = versions.into_iter().filter_map(live).collect();
-                return Ok(Listing {
-                    items,
-                    remaining,
-                    revision,
-                });
+                return Ok(Listing { items, remaining, revision });
             }
             let shared = self.shared.clone();
             let items = tokio::task::spawn_blocking(move || shared.resolve(versions, revision))
                 .await
                 .map_err(|_| Error::Closed)??;
-            Ok(Listing {
-                items,
-                remaining,
-                revision,
-            })
+            Ok(Listing { items, remaining, revision })
         }
         .boxed()
     }
@@ -205,17 +168,11 @@ impl Store for Embedded {
         let prefix = prefix.to_owned();
         let shared = self.shared.clone();
         async move {
-            let (missed, receiver, revision) =
-                tokio::task::spawn_blocking(move || shared.subscribe(&prefix, from))
-                    .await
-                    .map_err(|_| Error::Closed)??;
-            let first = stream::iter([Ok(Batch {
-                revision,
-                events: missed,
-            })]);
-            let rest = stream::unfold(receiver, |mut r| async {
-                r.recv().await.map(|batch| (batch, r))
-            });
+            let (missed, receiver, revision) = tokio::task::spawn_blocking(move || shared.subscribe(&prefix, from))
+                .await
+                .map_err(|_| Error::Closed)??;
+            let first = stream::iter([Ok(Batch { revision, events: missed })]);
+            let rest = stream::unfold(receiver, |mut r| async { r.recv().await.map(|batch| (batch, r)) });
             Ok(first.chain(rest).boxed())
         }
         .boxed()
@@ -245,14 +202,9 @@ impl Shared {
     fn on_file<T>(&self, run: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = database.as_ref() else {
-            return Err(Error::Io {
-                path: self.path.clone(),
-                reason: "closed after a failed write".into(),
-            });
+            return Err(Error::Io { path: self.path.clone(), reason: "closed after a failed write".into() });
         };
-        guarded(&self.path, || {
-            run(database).map_err(|e| failure(&self.path, e))
-        })
+        guarded(&self.path, || run(database).map_err(|e| failure(&self.path, e)))
     }
 
     /// Fill in the values of versions that are in the log.
@@ -270,12 +222,11 @@ impl Shared {
             match version {
                 Version::Live(kv) => items.push(kv),
                 // A compaction may have passed between the look at the index and this.
-                Version::InLog(_) => {
-                    items.push(past.next().flatten().ok_or_else(|| Error::Compacted {
-                        requested: at,
-                        oldest: self.index().compacted,
-                    })?)
-                }
+                Version::InLog(_) => items.push(
+                    past.next()
+                        .flatten()
+                        .ok_or_else(|| Error::Compacted { requested: at, oldest: self.index().compacted })?,
+                ),
             }
         }
         Ok(items)
@@ -284,25 +235,17 @@ impl Shared {
     fn read(&self, places: &[Place]) -> Result<Vec<Option<KeyValue>>> {
         let raw: Vec<Option<Vec<u8>>> = self.on_file(|database| {
             let table = database.begin_read()?.open_table(LOG)?;
-            places
-                .iter()
-                .map(|place| Ok(table.get(*place)?.map(|v| v.value().to_vec())))
-                .collect()
+            places.iter().map(|place| Ok(table.get(*place)?.map(|v| v.value().to_vec()))).collect()
         })?;
         let decode = |(place, bytes): (&Place, Option<Vec<u8>>)| {
-            bytes
-                .map(|bytes| record::decode(*place, &bytes).map(|r| r.kv))
-                .transpose()
+            bytes.map(|bytes| record::decode(*place, &bytes).map(|r| r.kv)).transpose()
         };
         places
             .iter()
             .zip(raw)
             .map(decode)
             .collect::<Result<_, _>>()
-            .map_err(|reason| Error::Damaged {
-                path: self.path.clone(),
-                reason,
-            })
+            .map_err(|reason| Error::Damaged { path: self.path.clone(), reason })
     }
 
     #[expect(clippy::type_complexity, reason = "used once, taken apart at once")]
@@ -310,11 +253,7 @@ impl Shared {
         &self,
         prefix: &str,
         from: Revision,
-    ) -> Result<(
-        Vec<Arc<Event>>,
-        tokio::sync::mpsc::Receiver<Result<Batch>>,
-        Revision,
-    )> {
+    ) -> Result<(Vec<Arc<Event>>, tokio::sync::mpsc::Receiver<Result<Batch>>, Revision)> {
         // The lock is held over the read of the log: what is published meanwhile must not be missed or doubled.
         let mut index = self.index_mut();
         let (missed, receiver) = index.watch(prefix, from)?;
@@ -338,10 +277,8 @@ impl Shared {
         })?;
         let mut events = Vec::new();
         for (place, bytes) in raw {
-            let record = record::decode(place, &bytes).map_err(|reason| Error::Damaged {
-                path: self.path.clone(),
-                reason,
-            })?;
+            let record =
+                record::decode(place, &bytes).map_err(|reason| Error::Damaged { path: self.path.clone(), reason })?;
             if !record.kv.key.starts_with(prefix) {
                 continue;
             }
@@ -349,16 +286,8 @@ impl Shared {
                 Some(before) => self.read(&[before])?.pop().flatten(),
                 None => None,
             };
-            let kind = if record.deleted {
-                EventKind::Delete
-            } else {
-                EventKind::Put
-            };
-            events.push(Arc::new(Event {
-                kind,
-                kv: record.kv,
-                prev,
-            }));
+            let kind = if record.deleted { EventKind::Delete } else { EventKind::Put };
+            events.push(Arc::new(Event { kind, kv: record.kv, prev }));
         }
         Ok(events)
     }
@@ -398,11 +327,7 @@ impl Shared {
             (plan.revision, plan.changes, outcomes)
         };
         let (revision, changes, outcomes) = plan;
-        let written = if changes.is_empty() {
-            Ok(())
-        } else {
-            self.write(&changes)
-        };
+        let written = if changes.is_empty() { Ok(()) } else { self.write(&changes) };
         match written {
             Ok(()) => {
                 if !changes.is_empty() {
@@ -418,10 +343,7 @@ impl Shared {
                     // A conflict is only as good as the writes it was decided upon, which did not happen.
                     let _ = reply.send(outcome.and(Err(error.clone())));
                 }
-                self.database
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take();
+                self.database.write().unwrap_or_else(PoisonError::into_inner).take();
             }
         }
     }
@@ -433,10 +355,7 @@ impl Shared {
                 let mut log = txn.open_table(LOG)?;
                 for (place, event) in changes {
                     let deleted = event.kind == EventKind::Delete;
-                    log.insert(
-                        *place,
-                        record::encode(*place, &event.kv, deleted).as_slice(),
-                    )?;
+                    log.insert(*place, record::encode(*place, &event.kv, deleted).as_slice())?;
                 }
             }
             txn.commit()?;
@@ -447,10 +366,7 @@ impl Shared {
     /// After a failed write the file is opened anew, and what the failed write did leave in it is taken in: it was
     /// answered with an error, but from here on it is as good as any other write.
     fn reopen(&self) -> Result<()> {
-        let mut database = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if database.is_some() {
             return Ok(());
         }
@@ -458,14 +374,8 @@ impl Shared {
         let found = guarded(&self.path, || load(&self.path, &opened))?;
         let known = self.index().revision;
         if found.revision < known {
-            let reason = format!(
-                "it is at revision {}, and {known} was acknowledged",
-                found.revision
-            );
-            return Err(Error::Damaged {
-                path: self.path.clone(),
-                reason,
-            });
+            let reason = format!("it is at revision {}, and {known} was acknowledged", found.revision);
+            return Err(Error::Damaged { path: self.path.clone(), reason });
         }
         *database = Some(opened);
         drop(database);
@@ -493,16 +403,10 @@ impl Shared {
         let (doomed, current) = {
             let index = self.index();
             if revision > index.revision {
-                return Err(Error::Future {
-                    requested: revision,
-                    current: index.revision,
-                });
+                return Err(Error::Future { requested: revision, current: index.revision });
             }
             if revision <= index.compacted {
-                return Err(Error::Compacted {
-                    requested: revision,
-                    oldest: index.compacted,
-                });
+                return Err(Error::Compacted { requested: revision, oldest: index.compacted });
             }
             (index.superseded(revision), index.revision)
         };
@@ -526,10 +430,7 @@ impl Shared {
                 Ok(())
             }
             Err(error) => {
-                self.database
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take();
+                self.database.write().unwrap_or_else(PoisonError::into_inner).take();
                 Err(error)
             }
         }
@@ -538,9 +439,7 @@ impl Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        f.debug_struct("Shared").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -554,12 +453,7 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn new(index: &'a Index) -> Self {
-        Self {
-            index,
-            overlay: HashMap::new(),
-            revision: index.revision,
-            changes: Vec::new(),
-        }
+        Self { index, overlay: HashMap::new(), revision: index.revision, changes: Vec::new() }
     }
 
     fn current(&self, key: &str) -> Option<&KeyValue> {
@@ -570,20 +464,13 @@ impl<'a> Plan<'a> {
     }
 
     fn decide(&mut self, txn: &Txn) -> Result<TxnOutcome> {
-        let holds =
-            txn.guards
-                .iter()
-                .all(|guard| match (&guard.expect, self.current(&guard.key)) {
-                    (Expect::Absent, None) => true,
-                    (Expect::At(revision), Some(kv)) => kv.mod_revision == *revision,
-                    _ => false,
-                });
+        let holds = txn.guards.iter().all(|guard| match (&guard.expect, self.current(&guard.key)) {
+            (Expect::Absent, None) => true,
+            (Expect::At(revision), Some(kv)) => kv.mod_revision == *revision,
+            _ => false,
+        });
         if !holds {
-            let current = txn
-                .guards
-                .iter()
-                .map(|guard| self.current(&guard.key).cloned())
-                .collect();
+            let current = txn.guards.iter().map(|guard| self.current(&guard.key).cloned()).collect();
             return Ok(TxnOutcome::Conflict { current });
         }
         let mut seen = HashSet::new();
@@ -596,18 +483,12 @@ impl<'a> Plan<'a> {
         let revision = self.revision + 1;
         let before = self.changes.len();
         for op in &txn.ops {
-            self.apply(
-                revision,
-                u32::try_from(self.changes.len() - before).unwrap_or(u32::MAX),
-                op,
-            );
+            self.apply(revision, u32::try_from(self.changes.len() - before).unwrap_or(u32::MAX), op);
         }
         if self.changes.len() > before {
             self.revision = revision;
         }
-        Ok(TxnOutcome::Committed {
-            revision: self.revision,
-        })
+        Ok(TxnOutcome::Committed { revision: self.revision })
     }
 
     fn apply(&mut self, revision: Revision, sub: u32, op: &Op) {
@@ -615,20 +496,14 @@ impl<'a> Plan<'a> {
             Op::Put { key, value } => {
                 let prev = self.current(key).cloned();
                 let kv = KeyValue {
-                    key: prev
-                        .as_ref()
-                        .map_or_else(|| Arc::from(key.as_str()), |kv| kv.key.clone()),
+                    key: prev.as_ref().map_or_else(|| Arc::from(key.as_str()), |kv| kv.key.clone()),
                     value: value.clone(),
                     create_revision: prev.as_ref().map_or(revision, |kv| kv.create_revision),
                     mod_revision: revision,
                     version: prev.as_ref().map_or(0, |kv| kv.version) + 1,
                 };
                 self.overlay.insert(kv.key.clone(), Some(kv.clone()));
-                Event {
-                    kind: EventKind::Put,
-                    kv,
-                    prev,
-                }
+                Event { kind: EventKind::Put, kv, prev }
             }
             Op::Delete { key } => {
                 let Some(prev) = self.current(key).cloned() else {
@@ -642,11 +517,7 @@ impl<'a> Plan<'a> {
                     mod_revision: revision,
                     version: 0,
                 };
-                Event {
-                    kind: EventKind::Delete,
-                    kv,
-                    prev: Some(prev),
-                }
+                Event { kind: EventKind::Delete, kv, prev: Some(prev) }
             }
         };
         self.changes.push(((revision, sub), Arc::new(event)));
@@ -662,10 +533,7 @@ fn live(version: Version) -> Option<KeyValue> {
 
 /// Read the whole log, and check every record of it.
 fn load(path: &str, database: &Database) -> Result<Index> {
-    let damaged = |reason: String| Error::Damaged {
-        path: path.to_owned(),
-        reason,
-    };
+    let damaged = |reason: String| Error::Damaged { path: path.to_owned(), reason };
     let io = |e: redb::Error| failure(path, e);
     let (compacted, floor) = prepare(database).map_err(io)?.map_err(damaged)?;
     let mut index = Index::new(compacted, floor);
@@ -697,18 +565,13 @@ fn prepare(database: &Database) -> Result<Result<(Revision, Revision), String>, 
         match read(&meta, "format")? {
             Some(FORMAT) => {}
             Some(other) => {
-                return Ok(Err(format!(
-                    "its format is {other}, this version reads {FORMAT}"
-                )));
+                return Ok(Err(format!("its format is {other}, this version reads {FORMAT}")));
             }
             None => {
                 meta.insert("format", FORMAT)?;
             }
         }
-        (
-            read(&meta, "compacted")?.unwrap_or(0),
-            read(&meta, "revision")?.unwrap_or(FIRST),
-        )
+        (read(&meta, "compacted")?.unwrap_or(0), read(&meta, "revision")?.unwrap_or(FIRST))
     };
     txn.commit()?;
     Ok(Ok(known))
@@ -722,10 +585,7 @@ fn guarded<T>(path: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
             .unwrap_or_else(|| "unreadable".into());
-        Err(Error::Damaged {
-            path: path.to_owned(),
-            reason,
-        })
+        Err(Error::Damaged { path: path.to_owned(), reason })
     })
 }
 
@@ -734,19 +594,12 @@ fn failure(path: &str, error: redb::Error) -> Error {
     match error {
         redb::Error::Io(e) if e.kind() == std::io::ErrorKind::StorageFull => Error::NoSpace(path),
         redb::Error::Io(e) if e.kind() == std::io::ErrorKind::QuotaExceeded => Error::NoSpace(path),
-        redb::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => Error::Damaged {
-            path,
-            reason: e.to_string(),
-        },
+        redb::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+            Error::Damaged { path, reason: e.to_string() }
+        }
         redb::Error::Corrupted(reason) => Error::Damaged { path, reason },
-        redb::Error::DatabaseAlreadyOpen => Error::Io {
-            path,
-            reason: "another process has it open".into(),
-        },
-        other => Error::Io {
-            path,
-            reason: other.to_string(),
-        },
+        redb::Error::DatabaseAlreadyOpen => Error::Io { path, reason: "another process has it open".into() },
+        other => Error::Io { path, reason: other.to_string() },
     }
 }
 

@@ -104,9 +104,7 @@ impl Index {
             let events: Vec<_> = changes
                 .iter()
                 .map(|(_, event)| event)
-                .filter(|e| {
-                    e.kv.mod_revision >= watcher.from && e.kv.key.starts_with(&watcher.prefix)
-                })
+                .filter(|e| e.kv.mod_revision >= watcher.from && e.kv.key.starts_with(&watcher.prefix))
                 .cloned()
                 .collect();
             // The last slot of the channel is kept for the notice that it has been cut off.
@@ -114,26 +112,17 @@ impl Index {
                 let _ = watcher.sender.try_send(Err(Error::Lagged));
                 return false;
             }
-            watcher
-                .sender
-                .try_send(Ok(Batch { revision, events }))
-                .is_ok()
+            watcher.sender.try_send(Ok(Batch { revision, events })).is_ok()
         });
     }
 
     fn step(&mut self, place: Place, kv: &KeyValue, deleted: bool) {
         let entry = self.keys.entry(kv.key.clone()).or_default();
         if entry.live.take().is_some() {
-            entry.past.push(Past {
-                place: entry.live_place,
-                deleted: false,
-            });
+            entry.past.push(Past { place: entry.live_place, deleted: false });
         }
         if deleted {
-            entry.past.push(Past {
-                place,
-                deleted: true,
-            });
+            entry.past.push(Past { place, deleted: true });
         } else {
             entry.live = Some(kv.clone());
             entry.live_place = place;
@@ -149,9 +138,7 @@ impl Index {
         };
         let mut found = Vec::new();
         let mut remaining = 0;
-        let tail = self
-            .keys
-            .range::<str, _>((Bound::Included(start), Bound::Unbounded));
+        let tail = self.keys.range::<str, _>((Bound::Included(start), Bound::Unbounded));
         for (_, entry) in tail.take_while(|(key, _)| key.starts_with(&range.prefix)) {
             let Some(version) = entry.at(at) else {
                 continue;
@@ -168,39 +155,24 @@ impl Index {
     fn readable(&self, wanted: Option<Revision>) -> Result<Revision> {
         let at = wanted.unwrap_or(self.revision);
         if at < self.compacted {
-            return Err(Error::Compacted {
-                requested: at,
-                oldest: self.compacted,
-            });
+            return Err(Error::Compacted { requested: at, oldest: self.compacted });
         }
         if at > self.revision {
-            return Err(Error::Future {
-                requested: at,
-                current: self.revision,
-            });
+            return Err(Error::Future { requested: at, current: self.revision });
         }
         Ok(at)
     }
 
     /// Register a watcher. Gives the changes that it has missed and its channel; `Err(place)` when the ring does not
     /// reach back far enough and the log must be read from there.
-    #[expect(
-        clippy::type_complexity,
-        reason = "the two ways to catch up, named where it is matched"
-    )]
+    #[expect(clippy::type_complexity, reason = "the two ways to catch up, named where it is matched")]
     pub(crate) fn watch(
         &mut self,
         prefix: &str,
         from: Revision,
-    ) -> Result<(
-        Result<Vec<Arc<Event>>, Revision>,
-        mpsc::Receiver<Result<Batch>>,
-    )> {
+    ) -> Result<(Result<Vec<Arc<Event>>, Revision>, mpsc::Receiver<Result<Batch>>)> {
         if from <= self.compacted && from <= self.revision && self.compacted > 0 {
-            return Err(Error::Compacted {
-                requested: from,
-                oldest: self.compacted + 1,
-            });
+            return Err(Error::Compacted { requested: from, oldest: self.compacted + 1 });
         }
         let missed = if from > self.ring_floor {
             Ok(self
@@ -213,11 +185,7 @@ impl Index {
             Err(from)
         };
         let (sender, receiver) = mpsc::channel(WATCHER_BATCHES);
-        self.watchers.push(Watcher {
-            prefix: prefix.to_owned(),
-            from,
-            sender,
-        });
+        self.watchers.push(Watcher { prefix: prefix.to_owned(), from, sender });
         Ok((missed, receiver))
     }
 
@@ -230,10 +198,7 @@ impl Index {
 
     /// The places that compaction to `revision` would free.
     pub(crate) fn superseded(&self, revision: Revision) -> Vec<Place> {
-        self.keys
-            .values()
-            .flat_map(|entry| entry.superseded(revision))
-            .collect()
+        self.keys.values().flat_map(|entry| entry.superseded(revision)).collect()
     }
 
     /// Forget what [`Index::superseded`] named.
@@ -245,11 +210,7 @@ impl Index {
             entry.past.shrink_to_fit();
             entry.live.is_some() || !entry.past.is_empty()
         });
-        while self
-            .ring
-            .front()
-            .is_some_and(|e| e.kv.mod_revision <= revision)
-        {
+        while self.ring.front().is_some_and(|e| e.kv.mod_revision <= revision) {
             let Some(oldest) = self.ring.pop_front() else {
                 break;
             };
@@ -266,11 +227,7 @@ impl Entry {
         {
             return Some(Version::Live(live.clone()));
         }
-        let past = self
-            .past
-            .iter()
-            .rev()
-            .find(|past| past.place.0 <= revision)?;
+        let past = self.past.iter().rev().find(|past| past.place.0 <= revision)?;
         (!past.deleted).then_some(Version::InLog(past.place))
     }
 

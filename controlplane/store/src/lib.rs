@@ -136,10 +136,7 @@ impl Txn {
 
     fn guard(mut self, key: impl Into<String>, expect: Expect, value: Option<Bytes>) -> Self {
         let key = key.into();
-        self.guards.push(Guard {
-            key: key.clone(),
-            expect,
-        });
+        self.guards.push(Guard { key: key.clone(), expect });
         self.ops.push(match value {
             Some(value) => Op::Put { key, value },
             None => Op::Delete { key },

@@ -28,11 +28,7 @@ pub(crate) fn encode(place: Place, kv: &KeyValue, deleted: bool) -> Vec<u8> {
     out.push(if deleted { DELETED } else { 0 });
     out.extend_from_slice(&kv.create_revision.to_le_bytes());
     out.extend_from_slice(&kv.version.to_le_bytes());
-    out.extend_from_slice(
-        &u32::try_from(kv.key.len())
-            .unwrap_or(u32::MAX)
-            .to_le_bytes(),
-    );
+    out.extend_from_slice(&u32::try_from(kv.key.len()).unwrap_or(u32::MAX).to_le_bytes());
     out.extend_from_slice(kv.key.as_bytes());
     out.extend_from_slice(&kv.value);
     let sum = checksum(place, &out);
@@ -97,9 +93,6 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(decode((7, 1), &damaged).is_err(), "bit {bit}");
         }
-        assert!(
-            decode((8, 1), &bytes).is_err(),
-            "a record moved elsewhere is noticed"
-        );
+        assert!(decode((8, 1), &bytes).is_err(), "a record moved elsewhere is noticed");
     }
 }

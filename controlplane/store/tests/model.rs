@@ -1,9 +1,6 @@
 //! The store against a model that keeps every state it was ever in.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "in a test a failed unwrap is the report"
-)]
+#![expect(clippy::unwrap_used, reason = "in a test a failed unwrap is the report")]
 
 use std::collections::BTreeMap;
 
@@ -13,11 +10,7 @@ use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Txn {
-        guards: Vec<(u8, u8)>,
-        puts: Vec<(u8, u8)>,
-        deletes: Vec<u8>,
-    },
+    Txn { guards: Vec<(u8, u8)>, puts: Vec<(u8, u8)>, deletes: Vec<u8> },
     Compact(u8),
     Reopen,
 }
@@ -53,14 +46,11 @@ impl Model {
     }
 
     fn commit(&mut self, txn: &Txn) -> bool {
-        let holds = txn
-            .guards
-            .iter()
-            .all(|g| match (&g.expect, self.now().get(&g.key)) {
-                (Expect::Absent, None) => true,
-                (Expect::At(r), Some((_, at))) => r == at,
-                _ => false,
-            });
+        let holds = txn.guards.iter().all(|g| match (&g.expect, self.now().get(&g.key)) {
+            (Expect::Absent, None) => true,
+            (Expect::At(r), Some((_, at))) => r == at,
+            _ => false,
+        });
         if holds {
             let revision = self.revision() + 1;
             let mut next = self.now().clone();
@@ -90,22 +80,12 @@ async fn run(steps: Vec<Step>) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
     let mut store = Embedded::open(&path).unwrap();
-    let mut model = Model {
-        states: vec![State::new()],
-        compacted: 0,
-    };
+    let mut model = Model { states: vec![State::new()], compacted: 0 };
     for step in steps {
         match step {
-            Step::Txn {
-                guards,
-                puts,
-                deletes,
-            } => {
+            Step::Txn { guards, puts, deletes } => {
                 let txn = transaction(&model, guards, puts, &deletes);
-                let held = matches!(
-                    store.txn(txn.clone()).await.unwrap(),
-                    TxnOutcome::Committed { .. }
-                );
+                let held = matches!(store.txn(txn.clone()).await.unwrap(), TxnOutcome::Committed { .. });
                 assert_eq!(held, model.commit(&txn), "{txn:?}");
             }
             Step::Compact(back) => {
@@ -133,57 +113,36 @@ fn transaction(model: &Model, guards: Vec<(u8, u8)>, puts: Vec<(u8, u8)>, delete
             (_, Some((_, at))) => Expect::At(*at),
             (_, None) => Expect::Absent,
         };
-        txn.guards.push(Guard {
-            key: key(k),
-            expect,
-        });
+        txn.guards.push(Guard { key: key(k), expect });
     }
     let puts: BTreeMap<u8, u8> = puts.into_iter().collect();
     for k in deletes.iter().filter(|k| !puts.contains_key(k)) {
         txn.ops.push(Op::Delete { key: key(*k) });
     }
-    txn.ops.extend(puts.into_iter().map(|(k, v)| Op::Put {
-        key: key(k),
-        value: vec![v].into(),
-    }));
+    txn.ops.extend(puts.into_iter().map(|(k, v)| Op::Put { key: key(k), value: vec![v].into() }));
     txn
 }
 
 async fn compare(store: &Embedded, model: &Model) {
     for revision in model.compacted.max(1)..=model.revision() {
-        let range = Range {
-            revision: Some(revision),
-            ..Range::default()
-        };
+        let range = Range { revision: Some(revision), ..Range::default() };
         let listed = store.list(range).await.unwrap().items;
-        let listed: State = listed
-            .into_iter()
-            .map(|kv| (kv.key.to_string(), (kv.value.to_vec(), kv.mod_revision)))
-            .collect();
+        let listed: State =
+            listed.into_iter().map(|kv| (kv.key.to_string(), (kv.value.to_vec(), kv.mod_revision))).collect();
         assert_eq!(listed, model.states[revision as usize - 1], "at {revision}");
     }
     // Played back from any revision, the events lead from the state then to the state now.
     for from in model.compacted.max(1)..=model.revision() {
-        let batch = store
-            .watch("/k/", from + 1)
-            .await
-            .unwrap()
-            .next()
-            .await
-            .unwrap()
-            .unwrap();
+        let batch = store.watch("/k/", from + 1).await.unwrap().next().await.unwrap().unwrap();
         let mut state = model.states[from as usize - 1].clone();
         for event in batch.events {
             let prev = event.prev.as_ref().map(|kv| kv.value.to_vec());
-            let known = state
-                .get(event.kv.key.as_ref())
-                .map(|(value, _)| value.clone());
+            let known = state.get(event.kv.key.as_ref()).map(|(value, _)| value.clone());
             assert!(prev == known, "{event:?} after {state:?}");
             match event.kind {
-                EventKind::Put => state.insert(
-                    event.kv.key.to_string(),
-                    (event.kv.value.to_vec(), event.kv.mod_revision),
-                ),
+                EventKind::Put => {
+                    state.insert(event.kv.key.to_string(), (event.kv.value.to_vec(), event.kv.mod_revision))
+                }
                 EventKind::Delete => state.remove(event.kv.key.as_ref()),
             };
         }
