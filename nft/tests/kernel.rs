@@ -1,5 +1,7 @@
 //! Against the real kernel, each test in a network namespace of its own, compared with what `nft` prints.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 
