@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use bosun_containerd::Settings;
 use bosun_kit::client::{Credential, kubeconfig_yaml};
-use bosun_kit::files::{create_dir, write_atomic};
+use bosun_kit::files::{appears, create_dir, write_atomic};
 use clap::Args;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -326,10 +326,7 @@ fn kubelet_options(options: &Options, files: &Files, name: &str, ip: IpAddr) -> 
 
 /// The node's own client, once the kubelet has obtained its certificate.
 async fn node_client(kubeconfig: &Path) -> Result<kube::Client> {
-    let folder = kubeconfig.parent().unwrap_or(Path::new("."));
-    while !kubeconfig.exists() {
-        bosun_kit::files::changed(folder).await.with_context(|| format!("watch {}", folder.display()))?;
-    }
+    appears(kubeconfig).await.with_context(|| format!("wait for {}", kubeconfig.display()))?;
     bosun_kit::client::from_kubeconfig(kubeconfig).await
 }
 
