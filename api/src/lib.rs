@@ -6,5 +6,6 @@ pub mod names;
 pub mod node;
 pub mod pod;
 pub mod quantity;
+pub mod scheduling;
 pub mod selector;
 pub mod status;
