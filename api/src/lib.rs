@@ -9,5 +9,6 @@ pub mod pod;
 pub mod quantity;
 pub mod resource;
 pub mod schema;
+pub mod scheduling;
 pub mod selector;
 pub mod status;
