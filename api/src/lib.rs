@@ -5,6 +5,7 @@ pub mod defaults;
 pub mod hash;
 pub mod names;
 pub mod node;
+pub mod patch;
 pub mod pod;
 pub mod quantity;
 pub mod resource;
