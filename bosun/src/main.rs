@@ -54,8 +54,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    if let Some(code) = bosun_cni::multicall(&args) {
-        return code;
+    if let Some(argv0) = args.first().filter(|argv0| bosun_cni::plugin_name(argv0).is_some()) {
+        return bosun_cni::main(argv0, args.iter().skip(1).cloned()).into();
     }
     let cli = Cli::parse_from(flags::go_args(args));
     logs::init(&cli.logs);
