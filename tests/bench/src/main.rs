@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Services (and as many EndpointSlices) written.
     #[arg(long, default_value_t = 5000)]
     services: usize,
+    /// The profile whose binaries are measured.
+    #[arg(long, default_value = "release")]
+    pub(crate) profile: String,
     /// Use containerd 1.6 in place of 2.1.
     #[arg(long)]
     old_containerd: bool,

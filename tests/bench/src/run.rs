@@ -62,7 +62,7 @@ impl Drop for Guard<'_> {
 pub(crate) async fn run(options: &Options) -> Result<String> {
     let layout = Layout::find();
     let tools = Tools::fetch(&layout, Scope::Tests, &|line| eprintln!("{line}"))?;
-    let binaries = layout.binaries("release");
+    let binaries = layout.binaries(&options.profile);
     let fabric = Fabric::new(&format!("b{}", layout.tag()), &layout.target.join("bench"), 1);
     take_down(&fabric, &|_| {})?;
     let _guard = Guard(&fabric);
@@ -71,13 +71,13 @@ pub(crate) async fn run(options: &Options) -> Result<String> {
     let reference = if options.wants(Part::Reference) {
         eprintln!("raw CRI calls with the reference CNI plugins");
         let wanted = [images::PAUSE, images::WEB];
-        let archives = images::build(&wanted, &binaries, &tools, &layout.images("release"))?;
+        let archives = images::build(&wanted, &binaries, &tools, &layout.images(&options.profile))?;
         Some(reference(options, &fabric, &tools, &archives).await?)
     } else {
         None
     };
     if options.wants(Part::Node) || options.wants(Part::Writes) {
-        let archives = images::build(images::ALL, &binaries, &tools, &layout.images("release"))?;
+        let archives = images::build(images::ALL, &binaries, &tools, &layout.images(&options.profile))?;
         let cluster = Cluster::new(&fabric, &tools, binaries, &[options.version()])?;
         cluster.fabric.raise()?;
         if options.wants(Part::Node) {
