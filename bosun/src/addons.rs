@@ -94,8 +94,7 @@ fn documents(addon: &Addon, values: &Values<'_>) -> Result<Vec<DynamicObject>> {
         if value.is_null() {
             continue;
         }
-        let hash: String =
-            Sha256::digest(value.to_string()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let hash: String = Sha256::digest(value.to_string()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         value["metadata"]["annotations"][HASH] = json!(hash);
         objects.push(serde_json::from_value(value).with_context(|| format!("addon {}", addon.name))?);
     }
