@@ -10,6 +10,7 @@ pub mod pod;
 pub mod quantity;
 pub mod resource;
 pub mod schema;
+pub mod scheduling;
 pub mod selector;
 pub mod status;
 pub mod validation;

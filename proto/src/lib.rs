@@ -1,1 +1,18 @@
-//! To be written.
+//! The protocols that Bosun speaks by gRPC, generated from our own `.proto` files.
+//!
+//! What a message means is said in the `.proto` file; this crate holds the generated types, a client and a server
+//! trait for each service, and nothing else.
+
+/// The Container Runtime Interface, `runtime.v1` as of Kubernetes 1.36.
+///
+/// The server side is there for runtimes written for tests.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; the .proto file is the documentation"
+)]
+pub mod cri {
+    include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+}
