@@ -8,6 +8,7 @@ pub mod node;
 pub mod openapi;
 pub mod patch;
 pub mod pod;
+pub mod printers;
 pub mod quantity;
 pub mod resource;
 pub mod scheduling;
