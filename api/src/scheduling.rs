@@ -1,4 +1,4 @@
-//! Where a pod may run: node selectors and affinity, taints and tolerations, host ports.
+//! Where a pod may run: node selectors and affinity, tolerations, host ports.
 //!
 //! The scheduler, the daemon set controller, the node lifecycle controller and the kubelet's
 //! admission ask the same questions; the answers live here, once.
@@ -6,6 +6,8 @@
 use k8s_openapi::api::core::v1::{
     Container, Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
 };
+
+use crate::node;
 
 /// Effect of a taint that keeps new pods away.
 pub const NO_SCHEDULE: &str = "NoSchedule";
@@ -17,9 +19,11 @@ pub const PREFER_NO_SCHEDULE: &str = "PreferNoSchedule";
 /// Whether a node's labels and name satisfy the pod's `nodeSelector` and required node affinity.
 pub fn matches_node_affinity(spec: &PodSpec, node: &Node) -> bool {
     let labels = node.metadata.labels.as_ref();
-    let selected = spec.node_selector.iter().flatten().all(|(key, value)| {
-        labels.and_then(|l| l.get(key)).is_some_and(|have| have == value)
-    });
+    let selected = spec
+        .node_selector
+        .iter()
+        .flatten()
+        .all(|(key, value)| labels.and_then(|l| l.get(key)).is_some_and(|have| have == value));
     if !selected {
         return false;
     }
@@ -30,10 +34,7 @@ pub fn matches_node_affinity(spec: &PodSpec, node: &Node) -> bool {
         .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     match required {
         None => true,
-        Some(selector) => selector
-            .node_selector_terms
-            .iter()
-            .any(|term| matches_node_selector_term(term, node)),
+        Some(selector) => selector.node_selector_terms.iter().any(|term| matches_node_selector_term(term, node)),
     }
 }
 
@@ -44,18 +45,8 @@ pub fn matches_node_selector_term(term: &NodeSelectorTerm, node: &Node) -> bool 
     if expressions.is_empty() && fields.is_empty() {
         return false;
     }
-    let label = |key: &str| {
-        node.metadata
-            .labels
-            .as_ref()
-            .and_then(|l| l.get(key))
-            .map(String::as_str)
-    };
-    let field = |key: &str| {
-        (key == "metadata.name")
-            .then_some(node.metadata.name.as_deref())
-            .flatten()
-    };
+    let label = |key: &str| node.metadata.labels.as_ref().and_then(|l| l.get(key)).map(String::as_str);
+    let field = |key: &str| (key == "metadata.name").then_some(node.metadata.name.as_deref()).flatten();
     expressions.iter().all(|r| matches_requirement(r, label(&r.key)))
         && fields.iter().all(|r| matches_requirement(r, field(&r.key)))
 }
@@ -64,10 +55,7 @@ fn matches_requirement(requirement: &NodeSelectorRequirement, value: Option<&str
     let values = requirement.values.as_deref().unwrap_or_default();
     let number = |text: &str| text.parse::<i64>().ok();
     let compare = |greater: bool| {
-        let (Some(have), Some(limit)) = (
-            value.and_then(number),
-            values.first().and_then(|v| number(v)),
-        ) else {
+        let (Some(have), Some(limit)) = (value.and_then(number), values.first().and_then(|v| number(v))) else {
             return false;
         };
         if greater { have > limit } else { have < limit }
@@ -83,42 +71,9 @@ fn matches_requirement(requirement: &NodeSelectorRequirement, value: Option<&str
     }
 }
 
-/// Whether one toleration covers a taint.
-pub fn toleration_covers(toleration: &Toleration, taint: &Taint) -> bool {
-    let key = toleration.key.as_deref().unwrap_or_default();
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect {
-        return false;
-    }
-    if !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "Exists" => true,
-        "" | "Equal" => {
-            !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default()
-        }
-        _ => false,
-    }
-}
-
 /// Whether any of the tolerations covers the taint.
 pub fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
-    tolerations.iter().any(|t| toleration_covers(t, taint))
-}
-
-/// The first taint with one of `effects` that no toleration covers.
-pub fn untolerated<'a>(
-    taints: &'a [Taint],
-    tolerations: &[Toleration],
-    effects: &[&str],
-) -> Option<&'a Taint> {
-    taints
-        .iter()
-        .filter(|taint| effects.contains(&taint.effect.as_str()))
-        .find(|taint| !tolerates(tolerations, taint))
+    tolerations.iter().any(|t| node::tolerates(t, taint))
 }
 
 /// A port that a pod takes on its node.
@@ -147,16 +102,8 @@ pub fn host_ports(pod: &Pod) -> Vec<HostPort> {
     let Some(spec) = &pod.spec else {
         return Vec::new();
     };
-    let sidecars = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    spec.containers
-        .iter()
-        .chain(sidecars)
-        .flat_map(container_host_ports)
-        .collect()
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    spec.containers.iter().chain(sidecars).flat_map(container_host_ports).collect()
 }
 
 fn container_host_ports(container: &Container) -> impl Iterator<Item = HostPort> + '_ {
@@ -175,33 +122,6 @@ fn container_host_ports(container: &Container) -> impl Iterator<Item = HostPort>
 mod tests {
     use super::*;
 
-    fn taint(key: &str, value: &str, effect: &str) -> Taint {
-        Taint {
-            key: key.into(),
-            value: Some(value.into()),
-            effect: effect.into(),
-            time_added: None,
-        }
-    }
-
-    #[test]
-    fn tolerations() {
-        let equal = Toleration {
-            key: Some("a".into()),
-            value: Some("b".into()),
-            ..Toleration::default()
-        };
-        assert!(tolerates(std::slice::from_ref(&equal), &taint("a", "b", NO_SCHEDULE)));
-        assert!(!tolerates(std::slice::from_ref(&equal), &taint("a", "c", NO_SCHEDULE)));
-        let everything = Toleration {
-            operator: Some("Exists".into()),
-            ..Toleration::default()
-        };
-        assert!(tolerates(&[everything], &taint("x", "y", NO_EXECUTE)));
-        let nothing = Toleration::default();
-        assert!(!tolerates(&[nothing], &taint("x", "", NO_EXECUTE)));
-    }
-
     #[test]
     fn requirements() {
         let with = |operator: &str, values: &[&str]| NodeSelectorRequirement {
@@ -219,11 +139,7 @@ mod tests {
 
     #[test]
     fn wildcard_address_conflicts_with_any() {
-        let port = |ip: &str| HostPort {
-            ip: ip.into(),
-            protocol: "TCP".into(),
-            port: 80,
-        };
+        let port = |ip: &str| HostPort { ip: ip.into(), protocol: "TCP".into(), port: 80 };
         assert!(port("0.0.0.0").conflicts(&port("10.0.0.1")));
         assert!(!port("10.0.0.2").conflicts(&port("10.0.0.1")));
     }

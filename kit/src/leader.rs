@@ -85,7 +85,11 @@ impl LeaderElection {
         working.cancel();
         done.await?;
         if lost {
-            bail!("lease {}/{} was lost: another instance leads now, or the API server cannot be reached", self.namespace, self.name);
+            bail!(
+                "lease {}/{} was lost: another instance leads now, or the API server cannot be reached",
+                self.namespace,
+                self.name
+            );
         }
         Ok(())
     }
@@ -139,18 +143,20 @@ impl LeaderElection {
         Ok(true)
     }
 
+    async fn try_release(&self, api: &Api<Lease>) -> kube::Result<()> {
+        let Some(mut lease) = api.get_opt(&self.name).await? else { return Ok(()) };
+        let spec = lease.spec.get_or_insert_default();
+        if spec.holder_identity.as_deref() == Some(&self.identity) {
+            spec.holder_identity = Some(String::new());
+            spec.lease_duration_seconds = Some(1);
+            api.replace(&self.name, &PostParams::default(), &lease).await?;
+        }
+        Ok(())
+    }
+
     /// Lets the next instance in at once.
     async fn release(&self, api: &Api<Lease>) {
-        let released = async {
-            let Some(mut lease) = api.get_opt(&self.name).await? else { return Ok(()) };
-            let spec = lease.spec.get_or_insert_default();
-            if spec.holder_identity.as_deref() == Some(&self.identity) {
-                spec.holder_identity = Some(String::new());
-                spec.lease_duration_seconds = Some(1);
-                api.replace(&self.name, &PostParams::default(), &lease).await?;
-            }
-            kube::Result::Ok(())
-        };
+        let released = self.try_release(api);
         if !matches!(tokio::time::timeout(RETRY, released).await, Ok(Ok(()))) {
             tracing::debug!(lease = self.name, "lease not released; it runs out by itself");
         }

@@ -55,34 +55,22 @@ impl Containerd {
     /// The containerd of `node`. Making the value does nothing.
     pub fn new(version: Version, fabric: &Fabric, node: &Node, tools: &Tools) -> Self {
         let daemon = Daemon::new("containerd", &node.run, &fabric.logs().join(&node.name));
-        Self {
-            version,
-            daemon,
-            node: node.clone(),
-            tools: tools.clone(),
-        }
+        Self { version, daemon, node: node.clone(), tools: tools.clone() }
     }
 
     /// Starts it unless it runs, and returns once it answers.
     pub fn start(&self) -> Result<()> {
         let configuration = self.node.data.join("containerd.toml");
         for folder in [self.node.cni_configuration(), self.node.cni_plugins()] {
-            fs::create_dir_all(&folder)
-                .with_context(|| format!("cannot make {}", folder.display()))?;
+            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let text = render(self.version, &self.node, &self.tools.path(&RUNC));
-        fs::write(&configuration, text)
-            .with_context(|| format!("cannot write {}", configuration.display()))?;
+        fs::write(&configuration, text).with_context(|| format!("cannot write {}", configuration.display()))?;
         let mut command = self.node.enter(self.tools.path(self.version.package()));
-        command
-            .arg("--config")
-            .arg(&configuration)
-            .env("PATH", self.search_path());
+        command.arg("--config").arg(&configuration).env("PATH", self.search_path());
         self.daemon.start(&mut command)?;
         let socket = self.node.socket();
-        self.daemon.wait("its socket", START_LIMIT, || {
-            UnixStream::connect(&socket).is_ok()
-        })
+        self.daemon.wait("its socket", START_LIMIT, || UnixStream::connect(&socket).is_ok())
     }
 
     /// Ends it; its pods go on.
@@ -93,32 +81,16 @@ impl Containerd {
     /// Imports the images that are not there yet with these very contents.
     pub fn import(&self, archives: &[Archive]) -> Result<()> {
         let there = self.images()?;
-        for archive in archives
-            .iter()
-            .filter(|archive| there.get(archive.name) != Some(&archive.digest))
-        {
+        for archive in archives.iter().filter(|archive| there.get(archive.name) != Some(&archive.digest)) {
             run(self.ctr().args(["images", "import"]).arg(&archive.path))
                 .with_context(|| format!("cannot import {}", archive.name))?;
             if archive.name == PAUSE {
-                run(self.ctr().args([
-                    "images",
-                    "label",
-                    PAUSE,
-                    "io.cri-containerd.pinned=pinned",
-                ]))?;
+                run(self.ctr().args(["images", "label", PAUSE, "io.cri-containerd.pinned=pinned"]))?;
             }
         }
         let there = self.images()?;
-        if let Some(lost) = archives
-            .iter()
-            .find(|archive| !there.contains_key(archive.name))
-        {
-            bail!(
-                "{} has no image {} after importing {}",
-                self.node.name,
-                lost.name,
-                lost.path.display()
-            );
+        if let Some(lost) = archives.iter().find(|archive| !there.contains_key(archive.name)) {
+            bail!("{} has no image {} after importing {}", self.node.name, lost.name, lost.path.display());
         }
         Ok(())
     }
@@ -126,10 +98,7 @@ impl Containerd {
     /// containerd's own client, for this node and the CRI's namespace.
     pub fn ctr(&self) -> Command {
         let mut command = Command::new(self.tools.folder(self.version.package()).join("ctr"));
-        command
-            .arg("--address")
-            .arg(self.node.socket())
-            .args(["--namespace", NAMESPACE]);
+        command.arg("--address").arg(self.node.socket()).args(["--namespace", NAMESPACE]);
         command
     }
 
@@ -139,10 +108,7 @@ impl Containerd {
         let row = |line: &str| {
             let mut words = line.split_whitespace();
             let name = words.next()?.to_owned();
-            Some((
-                name,
-                words.find(|word| word.starts_with("sha256:"))?.to_owned(),
-            ))
+            Some((name, words.find(|word| word.starts_with("sha256:"))?.to_owned()))
         };
         Ok(table.lines().filter_map(row).collect())
     }
@@ -151,9 +117,7 @@ impl Containerd {
     fn search_path(&self) -> OsString {
         let mut path = self.tools.folder(self.version.package()).into_os_string();
         path.push(":");
-        path.push(
-            env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/sbin:/usr/bin:/sbin:/bin")),
-        );
+        path.push(env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/sbin:/usr/bin:/sbin:/bin")));
         path
     }
 }
@@ -170,16 +134,8 @@ fn render(version: Version, node: &Node, runc: &Path) -> String {
         runc.to_owned(),
         node.run.join("runc"),
     ];
-    let [
-        root,
-        state,
-        socket,
-        configuration,
-        plugins,
-        opt,
-        runc,
-        runc_root,
-    ] = paths.each_ref().map(|path| path.display());
+    let [root, state, socket, configuration, plugins, opt, runc, runc_root] =
+        paths.each_ref().map(|path| path.display());
     match version {
         Version::V1_6 => format!(
             r#"version = 2

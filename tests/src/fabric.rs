@@ -51,11 +51,7 @@ impl Fabric {
     /// A fabric called `name` with its files in `data`, on the network 198.18.`third`.0/24 (RFC 2544: never routed).
     pub fn new(name: &str, data: &Path, third: u8) -> Self {
         debug_assert!(name.len() <= 8 && name.bytes().all(|byte| byte.is_ascii_alphanumeric()));
-        Self {
-            name: name.to_owned(),
-            data: data.to_owned(),
-            third,
-        }
+        Self { name: name.to_owned(), data: data.to_owned(), third }
     }
 
     /// Sockets, pid files and containerd's state.
@@ -107,36 +103,20 @@ impl Fabric {
         let mut numbers: Vec<u8> = fs::read_dir(self.run())
             .into_iter()
             .flatten()
-            .filter_map(|entry| {
-                entry
-                    .ok()?
-                    .file_name()
-                    .to_str()?
-                    .strip_prefix("node-")?
-                    .parse()
-                    .ok()
-            })
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("node-")?.parse().ok())
             .collect();
         numbers.sort_unstable();
-        numbers
-            .into_iter()
-            .map(|number| self.node(number))
-            .collect()
+        numbers.into_iter().map(|number| self.node(number)).collect()
     }
 
     /// Makes the bridge unless it is there. Fails when another tree's fabric of this name is there.
     pub fn raise(&self) -> Result<()> {
-        fs::create_dir_all(self.run())
-            .with_context(|| format!("cannot make {}", self.run().display()))?;
-        fs::create_dir_all(&self.data)
-            .with_context(|| format!("cannot make {}", self.data.display()))?;
+        fs::create_dir_all(self.run()).with_context(|| format!("cannot make {}", self.run().display()))?;
+        fs::create_dir_all(&self.data).with_context(|| format!("cannot make {}", self.data.display()))?;
         let owner = self.run().join("owner");
         match fs::read_to_string(&owner) {
             Ok(other) if Path::new(&other) != self.data => {
-                bail!(
-                    "nodes called {:?} run already, out of {other}; take them down there first",
-                    self.name
-                );
+                bail!("nodes called {:?} run already, out of {other}; take them down there first", self.name);
             }
             Ok(_) => {}
             Err(_) => fs::write(&owner, self.data.as_os_str().as_encoded_bytes())?,
@@ -145,16 +125,7 @@ impl Fabric {
         if !link_exists(&bridge) {
             call("ip", &["link", "add", &bridge, "type", "bridge"])?;
         }
-        call(
-            "ip",
-            &[
-                "address",
-                "replace",
-                &format!("{}/24", self.address()),
-                "dev",
-                &bridge,
-            ],
-        )?;
+        call("ip", &["address", "replace", &format!("{}/24", self.address()), "dev", &bridge])?;
         call("ip", &["link", "set", &bridge, "up"])?;
         Ok(())
     }
@@ -164,8 +135,7 @@ impl Node {
     /// Makes the namespace, its link to the bridge and its addresses unless they are there.
     pub fn raise(&self) -> Result<()> {
         for folder in [&self.run, &self.data] {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make {}", folder.display()))?;
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let netns = self.netns.to_string_lossy();
         if !is_mount_point(&self.netns) {
@@ -176,37 +146,19 @@ impl Node {
             let peer = ["type", "veth", "peer", "name", "eth0", "netns", &netns];
             call("ip", &[&["link", "add", &self.link][..], &peer].concat())?;
         }
-        call(
-            "ip",
-            &["link", "set", &self.link, "master", &self.bridge, "up"],
-        )?;
+        call("ip", &["link", "set", &self.link, "master", &self.bridge, "up"])?;
         let inside = |arguments: &[&str]| run(self.enter("ip").args(arguments));
         inside(&["link", "set", "lo", "up"])?;
-        inside(&[
-            "address",
-            "replace",
-            &format!("{}/24", self.address),
-            "dev",
-            "eth0",
-        ])?;
+        inside(&["address", "replace", &format!("{}/24", self.address), "dev", "eth0"])?;
         inside(&["link", "set", "eth0", "up"])?;
-        inside(&[
-            "route",
-            "replace",
-            "default",
-            "via",
-            &self.gateway.to_string(),
-        ])?;
+        inside(&["route", "replace", "default", "via", &self.gateway.to_string()])?;
         Ok(())
     }
 
     /// A command that runs inside the node's network; everything else it sees is the host's.
     pub fn enter(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net={}", self.netns.display()))
-            .arg("--")
-            .arg(program.as_ref());
+        command.arg(format!("--net={}", self.netns.display())).arg("--").arg(program.as_ref());
         command
     }
 
@@ -229,9 +181,7 @@ impl Node {
 fn is_mount_point(path: &Path) -> bool {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let path = path.to_string_lossy();
-    table
-        .lines()
-        .any(|line| line.split(' ').nth(4) == Some(&path))
+    table.lines().any(|line| line.split(' ').nth(4) == Some(&path))
 }
 
 fn link_exists(name: &str) -> bool {

@@ -15,11 +15,8 @@ pub struct Layout {
 impl Layout {
     /// Finds the tree this crate was built from.
     pub fn find() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .map_or_else(PathBuf::new, Path::to_owned);
-        let target =
-            env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_owned);
+        let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
         Self { root, target }
     }
 
@@ -30,9 +27,7 @@ impl Layout {
 
     /// Where cargo puts the binaries of a profile (`debug` or `release`). All are built for a named target.
     pub fn binaries(&self, profile: &str) -> PathBuf {
-        self.target
-            .join(format!("{}-unknown-linux-gnu", env::consts::ARCH))
-            .join(profile)
+        self.target.join(format!("{}-unknown-linux-gnu", env::consts::ARCH)).join(profile)
     }
 
     /// Image archives made of a profile's binaries: `target/images/PROFILE`.
@@ -43,9 +38,7 @@ impl Layout {
     /// Four hexadecimal digits that differ between two trees on one machine.
     pub fn tag(&self) -> String {
         let sum = self.target.as_os_str().as_encoded_bytes().iter();
-        let hash = sum.fold(0x811c_9dc5_u32, |hash, byte| {
-            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-        });
+        let hash = sum.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
         format!("{:04x}", (hash >> 16) ^ (hash & 0xffff))
     }
 }

@@ -7,17 +7,21 @@
 //!
 //! This crate leaves to others what runs on the nodes, except for [`cluster`], which starts `bosun` on them.
 
+pub mod cluster;
 pub mod containerd;
 pub mod fabric;
 pub mod images;
+pub mod kubectl;
 pub mod layout;
 pub mod process;
 pub mod program;
 pub mod sweep;
 pub mod tools;
 
+pub use cluster::Cluster;
 pub use containerd::Containerd;
 pub use fabric::{Fabric, Node};
+pub use kubectl::Kubectl;
 pub use layout::Layout;
 pub use tools::Tools;
 

@@ -31,11 +31,7 @@ pub struct Daemon {
 impl Daemon {
     /// A daemon called `name` with its pid file in `run` and its log in `logs`.
     pub fn new(name: &str, run: &Path, logs: &Path) -> Self {
-        Self {
-            name: name.to_owned(),
-            pid_file: run.join(format!("{name}.pid")),
-            log: logs.join(format!("{name}.log")),
-        }
+        Self { name: name.to_owned(), pid_file: run.join(format!("{name}.pid")), log: logs.join(format!("{name}.log")) }
     }
 
     /// Starts it unless it runs. True when it was started.
@@ -43,23 +39,13 @@ impl Daemon {
         if self.running().is_some() {
             return Ok(false);
         }
-        for folder in [self.pid_file.parent(), self.log.parent()]
-            .into_iter()
-            .flatten()
-        {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make {}", folder.display()))?;
+        for folder in [self.pid_file.parent(), self.log.parent()].into_iter().flatten() {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let log = File::options().append(true).create(true).open(&self.log);
         let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .process_group(0);
-        let child = command
-            .spawn()
-            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        let child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let pid = Pid::from_raw(child.id().cast_signed());
         let started = start_time(pid).unwrap_or_default();
         fs::write(&self.pid_file, format!("{pid} {started}\n"))?;
@@ -103,11 +89,7 @@ impl Daemon {
                 bail!("{} ended before {what}:\n{}", self.name, self.last_words());
             }
             if Instant::now() > deadline {
-                bail!(
-                    "{} did not come to {what} within {limit:?}:\n{}",
-                    self.name,
-                    self.last_words()
-                );
+                bail!("{} did not come to {what} within {limit:?}:\n{}", self.name, self.last_words());
             }
             thread::sleep(TICK);
         }
@@ -119,11 +101,7 @@ impl Daemon {
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().rev().take(15).collect();
         let lines: Vec<&str> = lines.into_iter().rev().collect();
-        format!(
-            "{}\n(the whole log: {})",
-            lines.join("\n"),
-            self.log.display()
-        )
+        format!("{}\n(the whole log: {})", lines.join("\n"), self.log.display())
     }
 
     fn end(&self, signal: Signal, limit: Duration) -> Result<()> {
@@ -134,8 +112,7 @@ impl Daemon {
         match kill(pid, signal) {
             Ok(()) | Err(nix::Error::ESRCH) => {}
             Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("cannot send {signal} to {}", self.name));
+                return Err(error).with_context(|| format!("cannot send {signal} to {}", self.name));
             }
         }
         while self.running().is_some() && Instant::now() < deadline {
@@ -146,11 +123,7 @@ impl Daemon {
 }
 
 /// Waits until `check` gives a value, asking every few milliseconds. The error names what was waited for.
-pub fn eventually<T>(
-    what: &str,
-    limit: Duration,
-    mut check: impl FnMut() -> Result<T>,
-) -> Result<T> {
+pub fn eventually<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         match check() {
@@ -188,15 +161,8 @@ mod tests {
         let pid = daemon.running().unwrap();
         assert!(!daemon.start(Command::new("sleep").arg("60")).unwrap());
         fs::write(&daemon.pid_file, format!("{pid} 1\n")).unwrap();
-        assert!(
-            daemon.running().is_none(),
-            "another start time is another process"
-        );
-        fs::write(
-            &daemon.pid_file,
-            format!("{pid} {}\n", start_time(pid).unwrap()),
-        )
-        .unwrap();
+        assert!(daemon.running().is_none(), "another start time is another process");
+        fs::write(&daemon.pid_file, format!("{pid} {}\n", start_time(pid).unwrap())).unwrap();
         daemon.stop(Duration::from_secs(5)).unwrap();
         assert!(daemon.running().is_none() && !daemon.pid_file.exists());
     }
@@ -205,16 +171,8 @@ mod tests {
     fn an_early_end_is_told_with_the_last_words() {
         let folder = tempfile::tempdir().unwrap();
         let daemon = Daemon::new("short", folder.path(), folder.path());
-        daemon
-            .start(Command::new("sh").args(["-c", "echo no luck"]))
-            .unwrap();
-        let error = daemon
-            .wait("readiness", Duration::from_secs(5), || false)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.starts_with("short ended before readiness:\nno luck\n"),
-            "{error}"
-        );
+        daemon.start(Command::new("sh").args(["-c", "echo no luck"])).unwrap();
+        let error = daemon.wait("readiness", Duration::from_secs(5), || false).unwrap_err().to_string();
+        assert!(error.starts_with("short ended before readiness:\nno luck\n"), "{error}");
     }
 }

@@ -1,7 +1,9 @@
 //! Running other programs, with errors that say which, how it ended, and what it said.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
+use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -20,11 +22,29 @@ pub fn run(command: &mut Command) -> Result<String> {
 /// Runs a program to its end, whichever end that is.
 pub fn output(command: &mut Command) -> Result<Output> {
     command.stdin(Stdio::null());
-    command.output().with_context(|| {
-        format!(
-            "{} cannot be run; is it installed?",
-            command.get_program().display()
-        )
+    command.output().with_context(|| format!("{} cannot be run; is it installed?", command.get_program().display()))
+}
+
+/// As [`run`], with `input` on its standard input.
+pub fn feed(command: &mut Command, input: &str) -> Result<String> {
+    let output = output_of(command, input)?;
+    if !output.status.success() {
+        bail!("{}", failure(command, &output));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// As [`output`], with `input` on its standard input.
+pub fn output_of(command: &mut Command, input: &str) -> Result<Output> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("{} cannot be run; is it installed?", command.get_program().display()))?;
+    let pipe = child.stdin.take();
+    thread::scope(|scope| {
+        // A program that does not read what it is given ends with the pipe broken: its own words tell why.
+        scope.spawn(move || pipe.map(|mut pipe| pipe.write_all(input.as_bytes())));
+        child.wait_with_output().with_context(|| format!("cannot wait for {}", command.get_program().display()))
     })
 }
 
@@ -46,9 +66,7 @@ pub fn failure(command: &Command, output: &Output) -> String {
         let words = words.trim();
         if !words.is_empty() {
             let from = words.len().saturating_sub(LAST_WORDS);
-            let from = (from..words.len())
-                .find(|at| words.is_char_boundary(*at))
-                .unwrap_or(0);
+            let from = (from..words.len()).find(|at| words.is_char_boundary(*at)).unwrap_or(0);
             let _ = write!(sentence, "\n{}", &words[from..]);
         }
     }
@@ -58,10 +76,7 @@ pub fn failure(command: &Command, output: &Output) -> String {
 /// A command as one would type it.
 pub fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -70,13 +85,8 @@ mod tests {
 
     #[test]
     fn a_failure_names_the_program_and_carries_its_words() {
-        let error = call("sh", &["-c", "echo out; echo err >&2; exit 3"])
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            "`sh -c echo out; echo err >&2; exit 3` failed (exit status: 3)\nout\nerr"
-        );
+        let error = call("sh", &["-c", "echo out; echo err >&2; exit 3"]).unwrap_err().to_string();
+        assert_eq!(error, "`sh -c echo out; echo err >&2; exit 3` failed (exit status: 3)\nout\nerr");
         let error = call("no-such-program", &[]).unwrap_err().to_string();
         assert_eq!(error, "no-such-program cannot be run; is it installed?");
     }

@@ -76,11 +76,7 @@ impl fmt::Display for Remains {
         for name in &self.links {
             writeln!(f, "link {name}")?;
         }
-        for (kind, paths) in [
-            ("mount", &self.mounts),
-            ("cgroup", &self.cgroups),
-            ("file", &self.files),
-        ] {
+        for (kind, paths) in [("mount", &self.mounts), ("cgroup", &self.cgroups), ("file", &self.files)] {
             for path in paths {
                 writeln!(f, "{kind} {}", path.display())?;
             }
@@ -114,10 +110,7 @@ pub fn take_down(fabric: &Fabric, say: Say<'_>) -> Result<()> {
     let _ = fabric.run().parent().map(fs::remove_dir);
     let remains = Remains::of(fabric);
     if !remains.is_empty() {
-        bail!(
-            "this remains of {:?} and could not be removed:\n{remains}",
-            fabric.name
-        );
+        bail!("this remains of {:?} and could not be removed:\n{remains}", fabric.name);
     }
     Ok(())
 }
@@ -145,34 +138,19 @@ fn mount_table() -> impl Iterator<Item = (PathBuf, String)> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let row = |line: &str| {
         let (place, kind) = line.split_once(" - ")?;
-        Some((
-            unescape(place.split(' ').nth(4)?),
-            kind.split(' ').next()?.to_owned(),
-        ))
+        Some((unescape(place.split(' ').nth(4)?), kind.split(' ').next()?.to_owned()))
     };
-    table
-        .lines()
-        .filter_map(row)
-        .collect::<Vec<_>>()
-        .into_iter()
+    table.lines().filter_map(row).collect::<Vec<_>>().into_iter()
 }
 
 fn links(fabric: &Fabric) -> BTreeSet<String> {
     let (bridge, prefix) = (fabric.bridge(), fabric.link_prefix());
-    names(Path::new("/sys/class/net"))
-        .filter(|name| *name == bridge || name.starts_with(&prefix))
-        .collect()
+    names(Path::new("/sys/class/net")).filter(|name| *name == bridge || name.starts_with(&prefix)).collect()
 }
 
 /// Mount points come with blanks as octal escapes.
 fn unescape(point: &str) -> PathBuf {
-    PathBuf::from(
-        point
-            .replace("\\040", " ")
-            .replace("\\011", "\t")
-            .replace("\\012", "\n")
-            .replace("\\134", "\\"),
-    )
+    PathBuf::from(point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\"))
 }
 
 fn cgroups(fabric: &Fabric) -> BTreeSet<PathBuf> {
@@ -188,9 +166,7 @@ fn cgroups(fabric: &Fabric) -> BTreeSet<PathBuf> {
 
 /// The roots of all mounted cgroup hierarchies, of either version.
 fn hierarchies() -> impl Iterator<Item = PathBuf> {
-    mount_table()
-        .filter(|(_, kind)| kind == "cgroup" || kind == "cgroup2")
-        .map(|(point, _)| point)
+    mount_table().filter(|(_, kind)| kind == "cgroup" || kind == "cgroup2").map(|(point, _)| point)
 }
 
 fn collect_folders(folder: &Path, found: &mut BTreeSet<PathBuf>) {
@@ -207,18 +183,14 @@ fn files(fabric: &Fabric) -> BTreeSet<PathBuf> {
     let mut files = BTreeSet::new();
     let mut containers = HashSet::new();
     for node in fabric.nodes().unwrap_or_default() {
-        let bundles = node
-            .run
-            .join("containerd/io.containerd.runtime.v2.task/k8s.io");
+        let bundles = node.run.join("containerd/io.containerd.runtime.v2.task/k8s.io");
         for id in names(&bundles) {
             let bundle = bundles.join(&id);
             // 1.6 writes the address alone, 2.x a JSON object around it.
             for told in ["address", "bootstrap.json"] {
                 let text = fs::read_to_string(bundle.join(told)).unwrap_or_default();
                 if let Some(at) = text.find(SHIM_SOCKETS) {
-                    let end = text[at..]
-                        .find(['"', '\n'])
-                        .map_or(text.len(), |length| at + length);
+                    let end = text[at..].find(['"', '\n']).map_or(text.len(), |length| at + length);
                     files.insert(PathBuf::from(&text[at..end]));
                 }
             }
@@ -226,11 +198,7 @@ fn files(fabric: &Fabric) -> BTreeSet<PathBuf> {
         }
     }
     for name in names(Path::new(CNI_RESULTS)) {
-        if name
-            .rsplit('-')
-            .nth(1)
-            .is_some_and(|id| containers.contains(id))
-        {
+        if name.rsplit('-').nth(1).is_some_and(|id| containers.contains(id)) {
             files.insert(Path::new(CNI_RESULTS).join(name));
         }
     }
@@ -243,29 +211,21 @@ fn files(fabric: &Fabric) -> BTreeSet<PathBuf> {
 
 /// Every process of the fabric, but never this one or its ancestors.
 fn processes(fabric: &Fabric, namespaces: &BTreeSet<PathBuf>) -> BTreeMap<i32, String> {
-    let inodes: HashSet<u64> = namespaces
-        .iter()
-        .filter_map(|path| Some(fs::metadata(path).ok()?.ino()))
-        .collect();
+    let inodes: HashSet<u64> = namespaces.iter().filter_map(|path| Some(fs::metadata(path).ok()?.ino())).collect();
     let run = format!("{}/", fabric.run().display());
     let cgroup = format!("/{}/", fabric.bridge());
     let all = all_processes();
     let mut ours: BTreeSet<i32> = BTreeSet::new();
     for (pid, process) in &all {
         let folder = PathBuf::from(format!("/proc/{pid}"));
-        let inside =
-            fs::metadata(folder.join("ns/net")).is_ok_and(|meta| inodes.contains(&meta.ino()));
-        let limited =
-            || fs::read_to_string(folder.join("cgroup")).is_ok_and(|text| text.contains(&cgroup));
+        let inside = fs::metadata(folder.join("ns/net")).is_ok_and(|meta| inodes.contains(&meta.ino()));
+        let limited = || fs::read_to_string(folder.join("cgroup")).is_ok_and(|text| text.contains(&cgroup));
         if inside || process.line.contains(&run) || daemon_of(fabric, *pid) || limited() {
             ours.insert(*pid);
         }
     }
     // A container's processes are its shim's descendants.
-    while let Some((pid, _)) = all
-        .iter()
-        .find(|(pid, process)| !ours.contains(pid) && ours.contains(&process.parent))
-    {
+    while let Some((pid, _)) = all.iter().find(|(pid, process)| !ours.contains(pid) && ours.contains(&process.parent)) {
         ours.insert(*pid);
     }
     let mut own = Some(Pid::this().as_raw());
@@ -273,19 +233,15 @@ fn processes(fabric: &Fabric, namespaces: &BTreeSet<PathBuf>) -> BTreeMap<i32, S
         ours.remove(&pid);
         own = all.get(&pid).map(|process| process.parent);
     }
-    ours.into_iter()
-        .filter_map(|pid| Some((pid, all.get(&pid)?.line.clone())))
-        .collect()
+    ours.into_iter().filter_map(|pid| Some((pid, all.get(&pid)?.line.clone()))).collect()
 }
 
 /// Whether a pid file of the fabric names this process.
 fn daemon_of(fabric: &Fabric, pid: i32) -> bool {
-    names(&fabric.run())
-        .filter(|name| name.ends_with(".pid"))
-        .any(|name| {
-            let text = fs::read_to_string(fabric.run().join(name)).unwrap_or_default();
-            text.split(' ').next() == Some(pid.to_string().as_str())
-        })
+    names(&fabric.run()).filter(|name| name.ends_with(".pid")).any(|name| {
+        let text = fs::read_to_string(fabric.run().join(name)).unwrap_or_default();
+        text.split(' ').next() == Some(pid.to_string().as_str())
+    })
 }
 
 struct Process {
@@ -295,8 +251,7 @@ struct Process {
 
 fn all_processes() -> BTreeMap<i32, Process> {
     let pids = names(Path::new("/proc")).filter_map(|name| name.parse().ok());
-    pids.filter_map(|pid: i32| Some((pid, process(pid)?)))
-        .collect()
+    pids.filter_map(|pid: i32| Some((pid, process(pid)?))).collect()
 }
 
 fn process(pid: i32) -> Option<Process> {
@@ -308,10 +263,7 @@ fn process(pid: i32) -> Option<Process> {
     }
     let parent = fields.next()?.parse().ok()?;
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let line = String::from_utf8_lossy(&line)
-        .replace('\0', " ")
-        .trim()
-        .to_owned();
+    let line = String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned();
     Some(Process { parent, line })
 }
 
@@ -337,11 +289,7 @@ fn remove_data(fabric: &Fabric) {
     for name in names(&fabric.data) {
         let path = fabric.data.join(name);
         if path != logs {
-            let _ = if path.is_dir() {
-                fs::remove_dir_all(&path)
-            } else {
-                fs::remove_file(&path)
-            };
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
     }
 }

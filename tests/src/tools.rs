@@ -21,13 +21,7 @@ const NEWER: [&str; 2] = ["trixie", "sid"];
 /// Signs every Debian suite.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Installed into the system: command-line programs without a daemon, and libraries.
-const SYSTEM: &[&str] = &[
-    "iproute2",
-    "nftables",
-    "iptables",
-    "conntrack",
-    "libseccomp2",
-];
+const SYSTEM: &[&str] = &["iproute2", "nftables", "iptables", "conntrack", "libseccomp2"];
 /// Installed besides for the tests.
 const SYSTEM_FOR_TESTS: &[&str] = &["python3", "python3-venv"];
 
@@ -43,47 +37,20 @@ pub struct Package {
 }
 
 /// containerd 1.6.20, without an event stream in its CRI.
-pub const CONTAINERD_1_6: Package = Package {
-    name: "containerd",
-    suite: RELEASE,
-    program: "usr/bin/containerd",
-};
+pub const CONTAINERD_1_6: Package = Package { name: "containerd", suite: RELEASE, program: "usr/bin/containerd" };
 /// containerd 2.1.9.
-pub const CONTAINERD_2_1: Package = Package {
-    name: "containerd",
-    suite: "sid",
-    program: "usr/bin/containerd",
-};
+pub const CONTAINERD_2_1: Package = Package { name: "containerd", suite: "sid", program: "usr/bin/containerd" };
 /// runc 1.1.5; newer ones want a newer C library.
-pub const RUNC: Package = Package {
-    name: "runc",
-    suite: RELEASE,
-    program: "usr/sbin/runc",
-};
+pub const RUNC: Package = Package { name: "runc", suite: RELEASE, program: "usr/sbin/runc" };
 /// kubectl 1.20.
-pub const KUBECTL_OLD: Package = Package {
-    name: "kubernetes-client",
-    suite: RELEASE,
-    program: "usr/bin/kubectl",
-};
+pub const KUBECTL_OLD: Package = Package { name: "kubernetes-client", suite: RELEASE, program: "usr/bin/kubectl" };
 /// kubectl 1.36.
-pub const KUBECTL: Package = Package {
-    name: "kubectl",
-    suite: "sid",
-    program: "usr/bin/kubectl",
-};
+pub const KUBECTL: Package = Package { name: "kubectl", suite: "sid", program: "usr/bin/kubectl" };
 /// The reference CNI plugins 1.9.1, the peer of ours.
-pub const CNI_PLUGINS: Package = Package {
-    name: "containernetworking-plugins",
-    suite: "sid",
-    program: "usr/lib/cni/bridge",
-};
+pub const CNI_PLUGINS: Package =
+    Package { name: "containernetworking-plugins", suite: "sid", program: "usr/lib/cni/bridge" };
 /// One static binary with a shell and the usual commands, for an image.
-pub const BUSYBOX: Package = Package {
-    name: "busybox-static",
-    suite: RELEASE,
-    program: "bin/busybox",
-};
+pub const BUSYBOX: Package = Package { name: "busybox-static", suite: RELEASE, program: "bin/busybox" };
 
 /// What a cluster needs.
 const FOR_A_CLUSTER: &[&Package] = &[&CONTAINERD_1_6, &CONTAINERD_2_1, &RUNC, &KUBECTL, &BUSYBOX];
@@ -108,9 +75,7 @@ pub struct Tools {
 impl Tools {
     /// Fetches what is missing. Without anything missing it is instant and needs no network.
     pub fn fetch(layout: &Layout, scope: Scope, say: Say<'_>) -> Result<Self> {
-        let tools = Self {
-            deps: layout.deps(),
-        };
+        let tools = Self { deps: layout.deps() };
         if !geteuid().is_root() {
             bail!("nodes need root: namespaces, mounts and cgroups are made; run this as root");
         }
@@ -132,12 +97,7 @@ impl Tools {
                 apt.unpack(package, &tools.deps)?;
             }
         }
-        if scope == Scope::Tests
-            && !succeeds(
-                &tools.python().to_string_lossy(),
-                &["-c", "import kubernetes"],
-            )
-        {
+        if scope == Scope::Tests && !succeeds(&tools.python().to_string_lossy(), &["-c", "import kubernetes"]) {
             say("fetching the Python client");
             tools.fetch_python_client()?;
         }
@@ -151,10 +111,7 @@ impl Tools {
 
     /// The folder of that program.
     pub fn folder(&self, package: &Package) -> PathBuf {
-        self.path(package)
-            .parent()
-            .map(Path::to_owned)
-            .unwrap_or_default()
+        self.path(package).parent().map(Path::to_owned).unwrap_or_default()
     }
 
     /// A Python with the official client.
@@ -165,16 +122,9 @@ impl Tools {
     fn fetch_python_client(&self) -> Result<()> {
         let folder = self.deps.join("python");
         let _ = fs::remove_dir_all(&folder);
-        run(Command::new("/usr/bin/python3")
-            .args(["-m", "venv"])
-            .arg(&folder))?;
-        run(Command::new(folder.join("bin/pip")).args([
-            "--quiet",
-            "--no-input",
-            "install",
-            "kubernetes",
-        ]))
-        .context("the Python client cannot be fetched from PyPI")?;
+        run(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(&folder))?;
+        run(Command::new(folder.join("bin/pip")).args(["--quiet", "--no-input", "install", "kubernetes"]))
+            .context("the Python client cannot be fetched from PyPI")?;
         Ok(())
     }
 }
@@ -188,22 +138,17 @@ impl PrivateApt {
     fn new(deps: &Path) -> Result<Self> {
         let folder = deps.join("apt");
         for inner in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(folder.join(inner))
-                .with_context(|| format!("cannot make {}", folder.display()))?;
+            fs::create_dir_all(folder.join(inner)).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         let apt = Self { folder };
         let mirror = mirror()?;
-        fs::write(
-            apt.folder.join("sources.list"),
-            sources(&mirror, Path::new(KEYRING).exists()),
-        )?;
+        fs::write(apt.folder.join("sources.list"), sources(&mirror, Path::new(KEYRING).exists()))?;
         fs::write(apt.folder.join("apt.conf"), configuration(&apt.folder))?;
         Ok(apt)
     }
 
     fn update(&self) -> Result<()> {
-        run(self.apt().arg("update"))
-            .context("Debian's package lists cannot be read; is its mirror reachable?")?;
+        run(self.apt().arg("update")).context("Debian's package lists cannot be read; is its mirror reachable?")?;
         Ok(())
     }
 
@@ -213,19 +158,10 @@ impl PrivateApt {
         let _ = fs::remove_dir_all(&archives);
         fs::create_dir_all(&archives)?;
         let wanted = format!("{}/{}", package.name, package.suite);
-        run(self
-            .apt()
-            .args(["download", &wanted])
-            .current_dir(&archives))
-        .with_context(|| format!("{wanted} cannot be fetched"))?;
-        let archive = fs::read_dir(&archives)?
-            .next()
-            .context("apt downloaded nothing")??
-            .path();
-        let version = run(Command::new("dpkg-deb")
-            .arg("-f")
-            .arg(&archive)
-            .arg("Version"))?;
+        run(self.apt().args(["download", &wanted]).current_dir(&archives))
+            .with_context(|| format!("{wanted} cannot be fetched"))?;
+        let archive = fs::read_dir(&archives)?.next().context("apt downloaded nothing")??.path();
+        let version = run(Command::new("dpkg-deb").arg("-f").arg(&archive).arg("Version"))?;
         let name = format!("{}-{}", package.name, version.trim().replace(':', "_"));
         let partial = deps.join(format!("{name}.partial"));
         let _ = fs::remove_dir_all(&partial);
@@ -244,10 +180,7 @@ impl PrivateApt {
 
     fn apt(&self) -> Command {
         let mut command = Command::new("apt-get");
-        command
-            .arg("-qq")
-            .arg("-c")
-            .arg(self.folder.join("apt.conf"));
+        command.arg("-qq").arg("-c").arg(self.folder.join("apt.conf"));
         command
     }
 }
@@ -261,26 +194,19 @@ fn lock(deps: &Path) -> Result<File> {
     fs::create_dir_all(deps).with_context(|| format!("cannot make {}", deps.display()))?;
     let path = deps.join("lock");
     let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    lock.lock()
-        .with_context(|| format!("cannot lock {}", path.display()))?;
+    lock.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     Ok(lock)
 }
 
 /// Installs what is missing into the system.
 fn install(packages: &[&str], say: Say<'_>) -> Result<()> {
-    let missing: Vec<&str> = packages
-        .iter()
-        .copied()
-        .filter(|name| !installed(name))
-        .collect();
+    let missing: Vec<&str> = packages.iter().copied().filter(|name| !installed(name)).collect();
     if missing.is_empty() {
         return Ok(());
     }
     say(&format!("installing {}", missing.join(" ")));
     let mut install = Command::new("apt-get");
-    install
-        .args(["-qq", "-y", "--no-install-recommends", "install"])
-        .args(&missing);
+    install.args(["-qq", "-y", "--no-install-recommends", "install"]).args(&missing);
     install.env("DEBIAN_FRONTEND", "noninteractive");
     // The lists may be old or, on a fresh system, absent.
     if !output(&mut install)?.status.success() {
@@ -297,37 +223,20 @@ fn installed(package: &str) -> bool {
 
 /// The mirror the system takes its own release from.
 fn mirror() -> Result<String> {
-    let targets = call(
-        "apt-get",
-        &[
-            "indextargets",
-            "--format",
-            "$(CREATED_BY) $(RELEASE) $(COMPONENT) $(REPO_URI)",
-        ],
-    )
-    .context("apt does not tell its sources; this works on Debian 12")?;
-    choose_mirror(&targets)
-        .with_context(|| format!("apt's sources have no {RELEASE} main; this works on Debian 12"))
+    let targets = call("apt-get", &["indextargets", "--format", "$(CREATED_BY) $(RELEASE) $(COMPONENT) $(REPO_URI)"])
+        .context("apt does not tell its sources; this works on Debian 12")?;
+    choose_mirror(&targets).with_context(|| format!("apt's sources have no {RELEASE} main; this works on Debian 12"))
 }
 
 fn choose_mirror(targets: &str) -> Option<String> {
     let wanted = format!("Packages {RELEASE} main ");
-    targets
-        .lines()
-        .find_map(|line| line.strip_prefix(&wanted))
-        .map(str::to_owned)
+    targets.lines().find_map(|line| line.strip_prefix(&wanted)).map(str::to_owned)
 }
 
 fn sources(mirror: &str, keyring: bool) -> String {
-    let signed = if keyring {
-        format!("[signed-by={KEYRING}] ")
-    } else {
-        String::new()
-    };
+    let signed = if keyring { format!("[signed-by={KEYRING}] ") } else { String::new() };
     let suites = std::iter::once(RELEASE).chain(NEWER);
-    suites
-        .map(|suite| format!("deb {signed}{mirror} {suite} main\n"))
-        .collect()
+    suites.map(|suite| format!("deb {signed}{mirror} {suite} main\n")).collect()
 }
 
 fn configuration(folder: &Path) -> String {

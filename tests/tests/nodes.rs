@@ -61,26 +61,15 @@ fn nodes_run_containers_and_leave_nothing() -> Result<()> {
         let own = node.run.join("runc").display().to_string();
         let limits = ["--cgroup", &limits, "--runc-root", &own];
         let create = ["run", "--detach", "--with-ns", &netns];
-        run(containerd
-            .ctr()
-            .args(create)
-            .args(limits)
-            .args([images::WEB, "web"]))?;
-        let answer = eventually("an answer", Duration::from_secs(5), || {
-            get(node.address, "/healthz")
-        })?;
+        run(containerd.ctr().args(create).args(limits).args([images::WEB, "web"]))?;
+        let answer = eventually("an answer", Duration::from_secs(5), || get(node.address, "/healthz"))?;
         assert!(answer.ends_with("ok\n"), "{answer}");
     }
     // From one node to the other over the bridge.
     let (first, second) = (&daemons[0].0, daemons[1].0.address);
-    run(first
-        .enter("ping")
-        .args(["-c1", "-W2", &second.to_string()]))
-    .or_else(|_| {
+    run(first.enter("ping").args(["-c1", "-W2", &second.to_string()])).or_else(|_| {
         let url = format!("http://{second}:8080/");
-        run(first
-            .enter(tools.path(&bosun_tests::tools::BUSYBOX))
-            .args(["wget", "-qO-", &url]))
+        run(first.enter(tools.path(&bosun_tests::tools::BUSYBOX)).args(["wget", "-qO-", &url]))
     })?;
 
     // A killed containerd comes back and finds its container running.
@@ -93,10 +82,7 @@ fn nodes_run_containers_and_leave_nothing() -> Result<()> {
     let shown = Remains::of(&fabric);
     assert_eq!(shown.namespaces.len(), 2);
     assert_eq!(shown.links.len(), 3, "{shown}");
-    assert!(
-        shown.processes.len() >= 6 && !shown.cgroups.is_empty() && !shown.files.is_empty(),
-        "{shown}"
-    );
+    assert!(shown.processes.len() >= 6 && !shown.cgroups.is_empty() && !shown.files.is_empty(), "{shown}");
     drop(guard);
     let left = Remains::of(&fabric);
     assert!(left.is_empty(), "{left}");
@@ -123,8 +109,7 @@ fn get(address: Ipv4Addr, path: &str) -> Result<String> {
 fn the_fetched_programs_are_the_versions_promised() -> Result<()> {
     let layout = Layout::find();
     let tools = Tools::fetch(&layout, Scope::Tests, &quiet)?;
-    let said =
-        |program: &std::path::Path, arguments: &[&str]| run(Command::new(program).args(arguments));
+    let said = |program: &std::path::Path, arguments: &[&str]| run(Command::new(program).args(arguments));
     use bosun_tests::tools::{CONTAINERD_1_6, CONTAINERD_2_1, KUBECTL, KUBECTL_OLD};
     assert!(said(&tools.path(&CONTAINERD_1_6), &["--version"])?.contains(" 1.6."));
     assert!(said(&tools.path(&CONTAINERD_2_1), &["--version"])?.contains(" 2.1."));

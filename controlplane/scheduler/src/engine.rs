@@ -170,8 +170,12 @@ impl Engine {
 
     fn forget_unlisted(&mut self) {
         let listed = std::mem::take(&mut self.listed);
-        let gone: Vec<String> =
-            self.snapshot.placed().filter(|uid| !listed.contains(*uid) && !self.assumed.contains(*uid)).cloned().collect();
+        let gone: Vec<String> = self
+            .snapshot
+            .placed()
+            .filter(|uid| !listed.contains(*uid) && !self.assumed.contains(*uid))
+            .cloned()
+            .collect();
         for uid in gone {
             self.pod_gone(&uid);
         }
@@ -345,8 +349,9 @@ impl Engine {
             let _permit = writes.acquire_owned().await;
             let (uid, namespace, name) = identity(&pod);
             let api: Api<Pod> = Api::namespaced(client, namespace);
-            let patch = json!({"metadata": {"uid": uid}, "status": status});
-            let written = api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch));
+            let patch = Patch::Strategic(json!({"metadata": {"uid": uid}, "status": status}));
+            let params = PatchParams::default();
+            let written = api.patch_status(name, &params, &patch);
             match tokio::time::timeout(DEADLINE, written).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::debug!(%error, pod = name, "condition not written"),
@@ -413,8 +418,7 @@ async fn write_binding(client: &Client, pod: &Pod, node: &str) -> kube::Result<(
         },
     };
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let body = serde_json::to_vec(&binding).map_err(kube::Error::SerdeError)?;
-    let _: serde_json::Value = api.create_subresource("binding", name, &PostParams::default(), body).await?;
+    let _: serde_json::Value = api.create_subresource("binding", name, &PostParams::default(), &binding).await?;
     Ok(())
 }
 

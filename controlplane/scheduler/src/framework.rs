@@ -148,10 +148,7 @@ pub struct Diagnosis {
 impl Diagnosis {
     /// Nodes that the removal of pods could open.
     pub fn preemptible(&self) -> impl Iterator<Item = &String> {
-        self.by_node
-            .iter()
-            .filter(|(_, r)| r.preemptible)
-            .map(|(name, _)| name)
+        self.by_node.iter().filter(|(_, r)| r.preemptible).map(|(name, _)| name)
     }
 }
 
@@ -183,10 +180,7 @@ pub fn histogram<'a>(reasons: impl Iterator<Item = &'a str>) -> String {
     for reason in reasons {
         *counts.entry(reason).or_default() += 1;
     }
-    let mut lines: Vec<String> = counts
-        .into_iter()
-        .map(|(reason, count)| format!("{count} {reason}"))
-        .collect();
+    let mut lines: Vec<String> = counts.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     lines.sort();
     lines.join(", ")
 }
@@ -227,29 +221,17 @@ impl<'a> Rules<'a> {
             }
         }
         let best = totals.iter().copied().max().unwrap_or_default();
-        let equals: Vec<&&NodeInfo> = fitting
-            .iter()
-            .zip(&totals)
-            .filter(|(_, total)| **total == best)
-            .map(|(node, _)| node)
-            .collect();
+        let equals: Vec<&&NodeInfo> =
+            fitting.iter().zip(&totals).filter(|(_, total)| **total == best).map(|(node, _)| node).collect();
         let index = usize::try_from(tie % equals.len() as u64).unwrap_or_default();
         equals[index].name.clone()
     }
 }
 
 /// Finds a node for a pod. `tie` picks among equals, so that the caller owns the dice.
-pub fn decide(
-    plugins: &[Box<dyn Plugin>],
-    snapshot: &Snapshot,
-    candidate: Candidate<'_>,
-    tie: u64,
-) -> Decision {
-    let mut diagnosis = Diagnosis {
-        nodes: snapshot.node_count(),
-        helped_by: Events::NODE_ADDED,
-        ..Diagnosis::default()
-    };
+pub fn decide(plugins: &[Box<dyn Plugin>], snapshot: &Snapshot, candidate: Candidate<'_>, tie: u64) -> Decision {
+    let mut diagnosis =
+        Diagnosis { nodes: snapshot.node_count(), helped_by: Events::NODE_ADDED, ..Diagnosis::default() };
     if diagnosis.nodes == 0 {
         return Decision::Wait(diagnosis);
     }
@@ -279,8 +261,5 @@ pub fn decide(
 }
 
 fn help_for(plugins: &[Box<dyn Plugin>], name: &str) -> Events {
-    plugins
-        .iter()
-        .find(|p| p.name() == name)
-        .map_or(Events::NONE, |p| p.helped_by())
+    plugins.iter().find(|p| p.name() == name).map_or(Events::NONE, |p| p.helped_by())
 }

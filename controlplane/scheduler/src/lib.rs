@@ -74,9 +74,9 @@ impl Options {
     /// The kubeconfig cannot be used, or as [`run`].
     pub async fn run(self, cancel: CancellationToken) -> anyhow::Result<()> {
         let client = bosun_kit::client::from_kubeconfig_or_cluster(self.kubeconfig.as_deref()).await?;
-        let election = self.leader_elect.then(|| {
-            LeaderElection::new(&self.leader_elect_resource_namespace, &self.leader_elect_resource_name)
-        });
+        let election = self
+            .leader_elect
+            .then(|| LeaderElection::new(&self.leader_elect_resource_namespace, &self.leader_elect_resource_name));
         run(client, SchedulerConfig { leader_election: election, ..SchedulerConfig::default() }, cancel).await
     }
 }

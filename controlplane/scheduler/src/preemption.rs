@@ -34,9 +34,7 @@ pub fn plan(
     let mut found: Vec<Preemption> = Vec::new();
     let mut fruitless = 0;
     for name in diagnosis.preemptible().take(MOST_NODES) {
-        let preemption = snapshot
-            .node(name)
-            .and_then(|node| on_node(plugins, snapshot, candidate, node));
+        let preemption = snapshot.node(name).and_then(|node| on_node(plugins, snapshot, candidate, node));
         match preemption {
             Some(preemption) => found.push(preemption),
             None => fruitless += 1,
@@ -48,11 +46,7 @@ pub fn plan(
     let unhelpful = diagnosis.nodes - fruitless;
     let reasons = std::iter::repeat_n("No preemption victims found for incoming pod", fruitless)
         .chain(std::iter::repeat_n("Preemption is not helpful for scheduling", unhelpful));
-    Err(format!(
-        "preemption: 0/{} nodes are available: {}.",
-        diagnosis.nodes,
-        histogram(reasons)
-    ))
+    Err(format!("preemption: 0/{} nodes are available: {}.", diagnosis.nodes, histogram(reasons)))
 }
 
 /// The order in which stock prefers: least important victim, least in sum, fewest, youngest.
@@ -75,12 +69,8 @@ fn on_node(
     candidate: Candidate<'_>,
     node: &NodeInfo,
 ) -> Option<Preemption> {
-    let mut lesser: Vec<Arc<PodInfo>> = node
-        .pods
-        .iter()
-        .filter(|p| p.priority < candidate.info.priority)
-        .cloned()
-        .collect();
+    let mut lesser: Vec<Arc<PodInfo>> =
+        node.pods.iter().filter(|p| p.priority < candidate.info.priority).cloned().collect();
     if lesser.is_empty() {
         return None;
     }

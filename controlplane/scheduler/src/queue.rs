@@ -63,10 +63,7 @@ impl Queue {
         let held = gated(&pod);
         let Some(queued) = self.pods.get_mut(&uid) else {
             let place = if held { Place::Gated } else { Place::InFlight };
-            self.pods.insert(
-                uid.clone(),
-                Queued { pod, attempts: 0, failed: None, helped_by: Events::NONE, place },
-            );
+            self.pods.insert(uid.clone(), Queued { pod, attempts: 0, failed: None, helped_by: Events::NONE, place });
             if !held {
                 self.activate(&uid);
             }
@@ -150,12 +147,8 @@ impl Queue {
 
     /// Moves on whoever's time has come.
     pub fn tick(&mut self, now: Instant) {
-        let due: Vec<String> = self
-            .pods
-            .iter()
-            .filter(|(_, q)| due(q).is_some_and(|at| at <= now))
-            .map(|(uid, _)| uid.clone())
-            .collect();
+        let due: Vec<String> =
+            self.pods.iter().filter(|(_, q)| due(q).is_some_and(|at| at <= now)).map(|(uid, _)| uid.clone()).collect();
         for uid in due {
             self.activate(&uid);
         }

@@ -81,10 +81,7 @@ impl Resources {
 
     /// Whether nothing is asked for.
     pub fn is_zero(&self) -> bool {
-        self.milli_cpu == 0
-            && self.memory == 0
-            && self.ephemeral_storage == 0
-            && self.scalars.values().all(|v| *v == 0)
+        self.milli_cpu == 0 && self.memory == 0 && self.ephemeral_storage == 0 && self.scalars.values().all(|v| *v == 0)
     }
 }
 
@@ -152,10 +149,5 @@ pub fn of_pod(pod: &Pod) -> PodResources {
 }
 
 fn requested(container: &Container) -> Resources {
-    container
-        .resources
-        .as_ref()
-        .and_then(|r| r.requests.as_ref())
-        .map(Resources::from_list)
-        .unwrap_or_default()
+    container.resources.as_ref().and_then(|r| r.requests.as_ref()).map(Resources::from_list).unwrap_or_default()
 }

@@ -50,12 +50,7 @@ impl PodInfo {
         let affinity = spec
             .and_then(|s| s.affinity.as_ref())
             .filter(|a| a.pod_affinity.is_some() || a.pod_anti_affinity.is_some())
-            .map(|a| {
-                Box::new(Affinity {
-                    node_affinity: None,
-                    ..a.clone()
-                })
-            });
+            .map(|a| Box::new(Affinity { node_affinity: None, ..a.clone() }));
         Self {
             uid: meta.uid.clone().unwrap_or_default(),
             namespace: meta.namespace.clone().unwrap_or_default(),
@@ -66,11 +61,7 @@ impl PodInfo {
             ports: host_ports(pod),
             affinity,
             priority: spec.and_then(|s| s.priority).unwrap_or_default(),
-            started: pod
-                .status
-                .as_ref()
-                .and_then(|s| s.start_time.as_ref())
-                .map(|t| t.0),
+            started: pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map(|t| t.0),
             terminating: meta.deletion_timestamp.is_some(),
         }
     }
@@ -79,10 +70,7 @@ impl PodInfo {
 /// Uid of the pod's controller.
 pub fn controller_uid(pod: &Pod) -> Option<&str> {
     let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
-    owners
-        .iter()
-        .find(|o| o.controller == Some(true))
-        .map(|o| o.uid.as_str())
+    owners.iter().find(|o| o.controller == Some(true)).map(|o| o.uid.as_str())
 }
 
 /// A node and what is placed on it.
@@ -184,10 +172,7 @@ impl Snapshot {
     /// Adds or replaces a node's object.
     pub fn set_node(&mut self, node: Arc<Node>) {
         let name = node.metadata.name.clone().unwrap_or_default();
-        let entry = self
-            .nodes
-            .entry(name.clone())
-            .or_insert_with(|| Arc::new(NodeInfo::empty(&name)));
+        let entry = self.nodes.entry(name.clone()).or_insert_with(|| Arc::new(NodeInfo::empty(&name)));
         Arc::make_mut(entry).set_node(node);
     }
 
@@ -207,10 +192,7 @@ impl Snapshot {
     pub fn set_pod(&mut self, node: &str, pod: PodInfo) {
         self.remove_pod(&pod.uid);
         self.placed.insert(pod.uid.clone(), node.to_owned());
-        let entry = self
-            .nodes
-            .entry(node.to_owned())
-            .or_insert_with(|| Arc::new(NodeInfo::empty(node)));
+        let entry = self.nodes.entry(node.to_owned()).or_insert_with(|| Arc::new(NodeInfo::empty(node)));
         Arc::make_mut(entry).add_pod(Arc::new(pod));
     }
 

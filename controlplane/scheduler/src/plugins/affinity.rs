@@ -55,9 +55,7 @@ impl Plugin for InterPodAffinity {
         snapshot: &'a Snapshot,
     ) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
         let own = candidate.info.affinity.as_deref();
-        let any_running = snapshot
-            .nodes()
-            .any(|node| node.pods.iter().any(|p| p.affinity.is_some()));
+        let any_running = snapshot.nodes().any(|node| node.pods.iter().any(|p| p.affinity.is_some()));
         if own.is_none() && !any_running {
             return Ok(None);
         }
@@ -71,10 +69,7 @@ impl AffinityRule {
         let together_terms = terms(own, true);
         let apart_terms = terms(own, false);
         let mut rule = Self {
-            together: together_terms
-                .iter()
-                .map(|t| (t.topology_key.clone(), Domains::new()))
-                .collect(),
+            together: together_terms.iter().map(|t| (t.topology_key.clone(), Domains::new())).collect(),
             first: false,
             apart: Domains::new(),
             apart_keys: apart_terms.iter().map(|t| t.topology_key.clone()).collect(),
@@ -84,8 +79,8 @@ impl AffinityRule {
         for node in snapshot.nodes() {
             for pod in &node.pods {
                 // A pod matches only if it satisfies all required terms together.
-                let all = !together_terms.is_empty()
-                    && together_terms.iter().all(|t| matches(t, incoming, pod, snapshot));
+                let all =
+                    !together_terms.is_empty() && together_terms.iter().all(|t| matches(t, incoming, pod, snapshot));
                 if all {
                     for (term, (_, domains)) in together_terms.iter().zip(&mut rule.together) {
                         add(domains, &term.topology_key, node, 1);
@@ -108,10 +103,7 @@ impl AffinityRule {
     }
 
     fn is_empty(&self) -> bool {
-        self.together.is_empty()
-            && self.apart_keys.is_empty()
-            && self.forbidden.is_empty()
-            && self.preferred.is_empty()
+        self.together.is_empty() && self.apart_keys.is_empty() && self.forbidden.is_empty() && self.preferred.is_empty()
     }
 
     /// The incoming pod's own preferences.
@@ -133,14 +125,7 @@ impl AffinityRule {
     }
 
     /// What a running pod wants of the incoming one.
-    fn heed(
-        &mut self,
-        theirs: &Affinity,
-        incoming: &PodInfo,
-        pod: &PodInfo,
-        node: &NodeInfo,
-        snapshot: &Snapshot,
-    ) {
+    fn heed(&mut self, theirs: &Affinity, incoming: &PodInfo, pod: &PodInfo, node: &NodeInfo, snapshot: &Snapshot) {
         for term in terms(Some(theirs), false) {
             if matches(term, pod, incoming, snapshot) {
                 add(&mut self.forbidden, &term.topology_key, node, 1);
@@ -222,10 +207,7 @@ fn matches(term: &PodAffinityTerm, holder: &PodInfo, other: &PodInfo, snapshot: 
 
 fn with_label_keys(wanted: &LabelSelector, term: &PodAffinityTerm, holder: &PodInfo) -> LabelSelector {
     let mut wanted = wanted.clone();
-    let lists = [
-        ("In", term.match_label_keys.as_deref()),
-        ("NotIn", term.mismatch_label_keys.as_deref()),
-    ];
+    let lists = [("In", term.match_label_keys.as_deref()), ("NotIn", term.mismatch_label_keys.as_deref())];
     for (operator, keys) in lists {
         for key in keys.unwrap_or_default() {
             if let Some(value) = holder.labels.get(key) {
@@ -242,47 +224,32 @@ fn with_label_keys(wanted: &LabelSelector, term: &PodAffinityTerm, holder: &PodI
 }
 
 fn rejection(reason: &str, preemptible: bool) -> Rejection {
-    Rejection {
-        plugin: NAME,
-        reasons: vec![reason.to_owned()],
-        preemptible,
-    }
+    Rejection { plugin: NAME, reasons: vec![reason.to_owned()], preemptible }
 }
 
 impl Rule for AffinityRule {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         let domain = |key: &str| node.label(key).map(|v| (key.to_owned(), v.to_owned()));
-        let together = self.together.iter().all(|(key, domains)| {
-            domain(key).is_some_and(|d| self.first || domains.contains_key(&d))
-        });
+        let together = self
+            .together
+            .iter()
+            .all(|(key, domains)| domain(key).is_some_and(|d| self.first || domains.contains_key(&d)));
         if !together {
             return Err(rejection("node(s) didn't match pod affinity rules", false));
         }
-        let crowded = self
-            .apart_keys
-            .iter()
-            .any(|key| domain(key).is_some_and(|d| self.apart.contains_key(&d)));
+        let crowded = self.apart_keys.iter().any(|key| domain(key).is_some_and(|d| self.apart.contains_key(&d)));
         if crowded {
             return Err(rejection("node(s) didn't match pod anti-affinity rules", true));
         }
-        let forbidden = self
-            .forbidden
-            .keys()
-            .any(|(key, value)| node.label(key) == Some(value));
+        let forbidden = self.forbidden.keys().any(|(key, value)| node.label(key) == Some(value));
         if forbidden {
-            return Err(rejection(
-                "node(s) didn't satisfy existing pods anti-affinity rules",
-                true,
-            ));
+            return Err(rejection("node(s) didn't satisfy existing pods anti-affinity rules", true));
         }
         Ok(())
     }
 
     fn score(&self, node: &NodeInfo) -> Option<i64> {
-        let here = self
-            .preferred
-            .iter()
-            .filter(|((key, value), _)| node.label(key) == Some(value));
+        let here = self.preferred.iter().filter(|((key, value), _)| node.label(key) == Some(value));
         Some(here.map(|(_, weight)| weight).sum())
     }
 
@@ -290,11 +257,7 @@ impl Rule for AffinityRule {
         let max = scores.iter().copied().max().unwrap_or_default();
         let min = scores.iter().copied().min().unwrap_or_default();
         for score in scores {
-            *score = if max == min {
-                0
-            } else {
-                MAX_SCORE * (*score - min) / (max - min)
-            };
+            *score = if max == min { 0 } else { MAX_SCORE * (*score - min) / (max - min) };
         }
     }
 }

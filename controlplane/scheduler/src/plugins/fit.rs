@@ -15,17 +15,10 @@ impl Plugin for NodeResourcesFit {
     }
 
     fn helped_by(&self) -> Events {
-        Events::NODE_ADDED
-            .or(Events::NODE_ALLOCATABLE)
-            .or(Events::POD_REMOVED)
-            .or(Events::POD_ITSELF)
+        Events::NODE_ADDED.or(Events::NODE_ALLOCATABLE).or(Events::POD_REMOVED).or(Events::POD_ITSELF)
     }
 
-    fn prepare<'a>(
-        &self,
-        candidate: Candidate<'a>,
-        _: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
+    fn prepare<'a>(&self, candidate: Candidate<'a>, _: &'a Snapshot) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
         Ok(Some(Box::new(FitRule(candidate))))
     }
 }
@@ -53,11 +46,7 @@ impl Rule for FitRule<'_> {
         if short.reasons.is_empty() {
             return Ok(());
         }
-        Err(Rejection {
-            plugin: "NodeResourcesFit",
-            reasons: short.reasons,
-            preemptible: !short.hopeless,
-        })
+        Err(Rejection { plugin: "NodeResourcesFit", reasons: short.reasons, preemptible: !short.hopeless })
     }
 
     fn score(&self, node: &NodeInfo) -> Option<i64> {
@@ -102,11 +91,7 @@ impl Plugin for BalancedAllocation {
         Events::NONE
     }
 
-    fn prepare<'a>(
-        &self,
-        candidate: Candidate<'a>,
-        _: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
+    fn prepare<'a>(&self, candidate: Candidate<'a>, _: &'a Snapshot) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
         let best_effort = candidate.info.resources.request.is_zero();
         Ok((!best_effort).then(|| Box::new(BalancedRule(candidate)) as Box<dyn Rule>))
     }

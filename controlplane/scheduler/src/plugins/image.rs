@@ -40,38 +40,26 @@ impl Plugin for ImageLocality {
             let Some(wanted) = container.image.as_deref().map(with_tag) else {
                 continue;
             };
-            let holders: Vec<(&str, i64)> = snapshot
-                .nodes()
-                .filter_map(|node| Some((node.name.as_str(), image_size(node, &wanted)?)))
-                .collect();
+            let holders: Vec<(&str, i64)> =
+                snapshot.nodes().filter_map(|node| Some((node.name.as_str(), image_size(node, &wanted)?))).collect();
             let spread = i64::try_from(holders.len()).unwrap_or(i64::MAX);
             for (node, size) in holders {
                 *bytes.entry(node.to_owned()).or_default() += size * spread / total;
             }
         }
-        Ok(Some(Box::new(ImageRule {
-            bytes,
-            containers: i64::try_from(candidate.spec.containers.len()).unwrap_or(1),
-        })))
+        Ok(Some(Box::new(ImageRule { bytes, containers: i64::try_from(candidate.spec.containers.len()).unwrap_or(1) })))
     }
 }
 
 /// The name with `:latest` if it has neither tag nor digest.
 fn with_tag(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or(image);
-    if last.contains(':') || last.contains('@') {
-        image.to_owned()
-    } else {
-        format!("{image}:latest")
-    }
+    if last.contains(':') || last.contains('@') { image.to_owned() } else { format!("{image}:latest") }
 }
 
 fn image_size(node: &NodeInfo, wanted: &str) -> Option<i64> {
     let images = node.object().status.as_ref()?.images.as_ref()?;
-    images
-        .iter()
-        .find(|i| i.names.iter().flatten().any(|name| name == wanted))
-        .and_then(|i| i.size_bytes)
+    images.iter().find(|i| i.names.iter().flatten().any(|name| name == wanted)).and_then(|i| i.size_bytes)
 }
 
 impl Rule for ImageRule {

@@ -1,8 +1,8 @@
 //! Rules that look at one node alone: its name, `unschedulable`, taints, labels, ports.
 
+use bosun_api::node::untolerated;
 use bosun_api::scheduling::{
-    NO_EXECUTE, NO_SCHEDULE, PREFER_NO_SCHEDULE, matches_node_affinity,
-    matches_node_selector_term, tolerates, untolerated,
+    NO_EXECUTE, NO_SCHEDULE, PREFER_NO_SCHEDULE, matches_node_affinity, matches_node_selector_term, tolerates,
 };
 use k8s_openapi::api::core::v1::{PreferredSchedulingTerm, Taint, Toleration};
 
@@ -10,11 +10,7 @@ use crate::framework::{Candidate, Events, Plugin, Rejection, Rule, normalize_to_
 use crate::snapshot::{NodeInfo, Snapshot};
 
 fn reject(plugin: &'static str, reason: &str, preemptible: bool) -> Rejection {
-    Rejection {
-        plugin,
-        reasons: vec![reason.to_owned()],
-        preemptible,
-    }
+    Rejection { plugin, reasons: vec![reason.to_owned()], preemptible }
 }
 
 /// `spec.nodeName` of a pod that asks for a node by name.
@@ -31,11 +27,7 @@ impl Plugin for NodeName {
         Events::NODE_ADDED
     }
 
-    fn prepare<'a>(
-        &self,
-        candidate: Candidate<'a>,
-        _: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
+    fn prepare<'a>(&self, candidate: Candidate<'a>, _: &'a Snapshot) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
         let wanted = candidate.spec.node_name.as_deref().unwrap_or_default();
         Ok((!wanted.is_empty()).then(|| Box::new(NodeNameRule(wanted)) as Box<dyn Rule>))
     }
@@ -46,11 +38,7 @@ impl Rule for NodeNameRule<'_> {
         if node.name == self.0 {
             return Ok(());
         }
-        Err(reject(
-            "NodeName",
-            "node(s) didn't match the requested node name",
-            false,
-        ))
+        Err(reject("NodeName", "node(s) didn't match the requested node name", false))
     }
 }
 
@@ -70,20 +58,14 @@ impl Plugin for NodeUnschedulable {
         Events::NODE_ADDED.or(Events::NODE_TAINTS)
     }
 
-    fn prepare<'a>(
-        &self,
-        candidate: Candidate<'a>,
-        _: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
+    fn prepare<'a>(&self, candidate: Candidate<'a>, _: &'a Snapshot) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
         let taint = Taint {
             key: "node.kubernetes.io/unschedulable".to_owned(),
             effect: NO_SCHEDULE.to_owned(),
             ..Taint::default()
         };
         let tolerations = candidate.spec.tolerations.as_deref().unwrap_or_default();
-        Ok(Some(Box::new(NodeUnschedulableRule {
-            tolerated: tolerates(tolerations, &taint),
-        })))
+        Ok(Some(Box::new(NodeUnschedulableRule { tolerated: tolerates(tolerations, &taint) })))
     }
 }
 
@@ -113,16 +95,10 @@ impl Plugin for TaintToleration {
     }
 
     fn helped_by(&self) -> Events {
-        Events::NODE_ADDED
-            .or(Events::NODE_TAINTS)
-            .or(Events::POD_ITSELF)
+        Events::NODE_ADDED.or(Events::NODE_TAINTS).or(Events::POD_ITSELF)
     }
 
-    fn prepare<'a>(
-        &self,
-        candidate: Candidate<'a>,
-        _: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
+    fn prepare<'a>(&self, candidate: Candidate<'a>, _: &'a Snapshot) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
         let tolerations = candidate.spec.tolerations.as_deref().unwrap_or_default();
         Ok(Some(Box::new(TaintRule(tolerations))))
     }
@@ -137,19 +113,12 @@ impl Rule for TaintRule<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
         match untolerated(taints(node), self.0, &[NO_SCHEDULE, NO_EXECUTE]) {
             None => Ok(()),
-            Some(_) => Err(reject(
-                "TaintToleration",
-                "node(s) had untolerated taint(s)",
-                false,
-            )),
+            Some(_) => Err(reject("TaintToleration", "node(s) had untolerated taint(s)", false)),
         }
     }
 
     fn score(&self, node: &NodeInfo) -> Option<i64> {
-        let avoided = taints(node)
-            .iter()
-            .filter(|t| t.effect == PREFER_NO_SCHEDULE && !tolerates(self.0, t))
-            .count();
+        let avoided = taints(node).iter().filter(|t| t.effect == PREFER_NO_SCHEDULE && !tolerates(self.0, t)).count();
         i64::try_from(avoided).ok()
     }
 
@@ -176,30 +145,16 @@ impl Plugin for NodeAffinity {
     }
 
     fn helped_by(&self) -> Events {
-        Events::NODE_ADDED
-            .or(Events::NODE_LABELS)
-            .or(Events::POD_ITSELF)
+        Events::NODE_ADDED.or(Events::NODE_LABELS).or(Events::POD_ITSELF)
     }
 
-    fn prepare<'a>(
-        &self,
-        candidate: Candidate<'a>,
-        _: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
-        let affinity = candidate
-            .spec
-            .affinity
-            .as_ref()
-            .and_then(|a| a.node_affinity.as_ref());
+    fn prepare<'a>(&self, candidate: Candidate<'a>, _: &'a Snapshot) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
+        let affinity = candidate.spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
         if affinity.is_none() && candidate.spec.node_selector.is_none() {
             return Ok(None);
         }
-        let preferred = affinity
-            .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
-        Ok(Some(Box::new(NodeAffinityRule {
-            candidate,
-            preferred: preferred.unwrap_or_default(),
-        })))
+        let preferred = affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
+        Ok(Some(Box::new(NodeAffinityRule { candidate, preferred: preferred.unwrap_or_default() })))
     }
 }
 
@@ -208,18 +163,11 @@ impl Rule for NodeAffinityRule<'_> {
         if matches_node_affinity(self.candidate.spec, node.object()) {
             return Ok(());
         }
-        Err(reject(
-            "NodeAffinity",
-            "node(s) didn't match Pod's node affinity/selector",
-            false,
-        ))
+        Err(reject("NodeAffinity", "node(s) didn't match Pod's node affinity/selector", false))
     }
 
     fn score(&self, node: &NodeInfo) -> Option<i64> {
-        let matching = self
-            .preferred
-            .iter()
-            .filter(|p| matches_node_selector_term(&p.preference, node.object()));
+        let matching = self.preferred.iter().filter(|p| matches_node_selector_term(&p.preference, node.object()));
         Some(matching.map(|p| i64::from(p.weight)).sum())
     }
 
@@ -242,11 +190,7 @@ impl Plugin for NodePorts {
         Events::NODE_ADDED.or(Events::POD_REMOVED)
     }
 
-    fn prepare<'a>(
-        &self,
-        candidate: Candidate<'a>,
-        _: &'a Snapshot,
-    ) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
+    fn prepare<'a>(&self, candidate: Candidate<'a>, _: &'a Snapshot) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
         let any = !candidate.info.ports.is_empty();
         Ok(any.then(|| Box::new(NodePortsRule(candidate)) as Box<dyn Rule>))
     }
@@ -259,10 +203,6 @@ impl Rule for NodePortsRule<'_> {
         if taken.into_iter().all(|t| !wanted.iter().any(|w| w.conflicts(t))) {
             return Ok(());
         }
-        Err(reject(
-            "NodePorts",
-            "node(s) didn't have free ports for the requested pod ports",
-            true,
-        ))
+        Err(reject("NodePorts", "node(s) didn't have free ports for the requested pod ports", true))
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bosun_api::scheduling::{NO_EXECUTE, NO_SCHEDULE, matches_node_affinity, untolerated};
+use bosun_api::node::untolerated;
+use bosun_api::scheduling::{NO_EXECUTE, NO_SCHEDULE, matches_node_affinity};
 use bosun_api::selector;
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -67,9 +68,7 @@ impl Plugin for PodTopologySpread {
         snapshot: &'a Snapshot,
     ) -> Result<Option<Box<dyn Rule + 'a>>, Rejection> {
         let own = candidate.spec.topology_spread_constraints.as_deref().unwrap_or_default();
-        let (hard, soft): (Vec<_>, Vec<_>) = own
-            .iter()
-            .partition(|c| c.when_unsatisfiable == "DoNotSchedule");
+        let (hard, soft): (Vec<_>, Vec<_>) = own.iter().partition(|c| c.when_unsatisfiable == "DoNotSchedule");
         let read = |list: Vec<&'a TopologySpreadConstraint>| -> Vec<Constraint<'a>> {
             list.into_iter().map(|c| Constraint::of(c, candidate)).collect()
         };
@@ -106,12 +105,7 @@ fn defaults(candidate: Candidate<'_>) -> Vec<Constraint<'static>> {
 }
 
 /// Counts matching pods by domain, over nodes that carry every key.
-fn count(
-    constraints: &mut [Constraint<'_>],
-    candidate: Candidate<'_>,
-    snapshot: &Snapshot,
-    all_keys: bool,
-) {
+fn count(constraints: &mut [Constraint<'_>], candidate: Candidate<'_>, snapshot: &Snapshot, all_keys: bool) {
     let keys: Vec<String> = constraints.iter().map(|c| c.key.to_owned()).collect();
     for node in snapshot.nodes() {
         if all_keys && keys.iter().any(|key| node.label(key).is_none()) {
@@ -145,10 +139,7 @@ impl<'a> Constraint<'a> {
                 let mut selector = selector.clone();
                 for key in spec.match_label_keys.iter().flatten() {
                     if let Some(value) = candidate.info.labels.get(key) {
-                        selector
-                            .match_labels
-                            .get_or_insert_default()
-                            .insert(key.clone(), value.clone());
+                        selector.match_labels.get_or_insert_default().insert(key.clone(), value.clone());
                     }
                 }
                 Counted::Selector(selector)
@@ -173,9 +164,7 @@ impl<'a> Constraint<'a> {
         }
         let taints = object.spec.as_ref().and_then(|s| s.taints.as_deref());
         let tolerations = candidate.spec.tolerations.as_deref().unwrap_or_default();
-        !self.honor_taints
-            || untolerated(taints.unwrap_or_default(), tolerations, &[NO_SCHEDULE, NO_EXECUTE])
-                .is_none()
+        !self.honor_taints || untolerated(taints.unwrap_or_default(), tolerations, &[NO_SCHEDULE, NO_EXECUTE]).is_none()
     }
 
     fn counts_pod(&self, pod: &PodInfo) -> bool {
@@ -202,8 +191,7 @@ impl Rule for SpreadRule<'_> {
                 return Err(Rejection {
                     plugin: NAME,
                     reasons: vec![
-                        "node(s) didn't match pod topology spread constraints (missing required label)"
-                            .to_owned(),
+                        "node(s) didn't match pod topology spread constraints (missing required label)".to_owned(),
                     ],
                     preemptible: false,
                 });
@@ -245,11 +233,7 @@ impl Rule for SpreadRule<'_> {
         let max = scores.iter().copied().max().unwrap_or_default();
         let min = scores.iter().copied().min().unwrap_or_default();
         for score in scores {
-            *score = if max == 0 {
-                MAX_SCORE
-            } else {
-                MAX_SCORE * (max + min - *score) / max
-            };
+            *score = if max == 0 { MAX_SCORE } else { MAX_SCORE * (max + min - *score) / max };
         }
     }
 }
