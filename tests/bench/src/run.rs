@@ -13,6 +13,7 @@ use bosun_tests::{Cluster, Fabric, Layout, Tools};
 use futures::future::try_join_all;
 use kube::Client;
 
+use crate::cni;
 use crate::cri::Runtime;
 use crate::report::{Row, table, write};
 use crate::{Options, Part, footprint, pods, writes};
@@ -68,6 +69,13 @@ pub(crate) async fn run(options: &Options) -> Result<String> {
     let _guard = Guard(&fabric);
     let mut rows = Vec::new();
 
+    if options.wants(Part::Cni) {
+        eprintln!("CNI plugins by themselves");
+        let times = cni::compare(&fabric, &tools, &binaries.join("bosun-cni"), options.rounds * 3)?;
+        let note = "one bridge attachment made and removed; at most the peer: the reference plugins 1.9.1";
+        let (here, peer) = (times.ours * 1000.0, times.reference * 1000.0);
+        rows.push(row("CNI ADD and DEL", "ms", here, peer, Some(peer), note));
+    }
     let reference = if options.wants(Part::Reference) {
         eprintln!("raw CRI calls with the reference CNI plugins");
         let wanted = [images::PAUSE, images::WEB];
@@ -247,7 +255,7 @@ fn row(name: &str, unit: &'static str, here: f64, bound: f64, peer: Option<f64>,
     Row { name: name.to_owned(), unit, here, floor: None, peer, bound, note: note.to_owned(), more_is_better: false }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
