@@ -14,6 +14,7 @@ pub mod gates;
 pub mod health;
 pub mod http;
 pub mod informer;
+pub mod leader;
 pub mod logs;
 pub mod metrics;
 pub mod pki;

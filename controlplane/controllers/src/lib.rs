@@ -1,1 +1,145 @@
-//! To be written.
+//! The controllers: each drives one kind of thing from what is to what should be.
+//!
+//! Every module has the same seam. *Observe*: watches shared by all controllers (one per kind) route changes to a queue of
+//! keys. *Plan*: a pure function compares what is wanted with what is there and answers with writes. *Apply*: a thin
+//! reconciler carries them out, under the identity of the service account that stock gives that controller.
+
+mod deployment;
+mod endpoints;
+mod endpointslice;
+mod garbage;
+mod namespace;
+mod objects;
+mod options;
+mod pods;
+mod replicaset;
+mod resources;
+mod runtime;
+mod service_accounts;
+mod service_pods;
+mod watches;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use crate::options::{Options, Selection};
+use crate::runtime::Context;
+use crate::watches::Watches;
+
+/// The user whose client reads for all controllers.
+pub const SHARED_INFORMERS: &str = "shared-informers";
+
+/// Whom a controller's name stands for: its user and groups, as an in-process caller must present them.
+pub fn identity(controller: &str) -> (String, Vec<String>) {
+    let authenticated = "system:authenticated".to_owned();
+    if controller == SHARED_INFORMERS {
+        return ("system:kube-controller-manager".to_owned(), vec![authenticated]);
+    }
+    let groups = vec![
+        "system:serviceaccounts".to_owned(),
+        "system:serviceaccounts:kube-system".to_owned(),
+        authenticated,
+    ];
+    (format!("system:serviceaccount:kube-system:{controller}"), groups)
+}
+
+/// How the controllers run.
+#[derive(Clone, Debug)]
+pub struct ControllersConfig {
+    /// Which of them run.
+    pub controllers: Selection,
+    /// Networks that nodes get their pod networks from; empty for none.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Prefix length of a node's IPv4 pod network.
+    pub node_mask_v4: u8,
+    /// Prefix length of a node's IPv6 pod network.
+    pub node_mask_v6: u8,
+    /// Certificate and key (PEM files) that sign certificate requests; without them nothing is signed.
+    pub signing: Option<(PathBuf, PathBuf)>,
+    /// The longest life of a certificate that is signed here.
+    pub signing_duration: Duration,
+    /// Approve a kubelet's request for a serving certificate when its names are its node's addresses. Stock leaves this
+    /// to people.
+    pub approve_kubelet_serving: bool,
+    /// Certificates (PEM) that clients in the cluster trust the API server by.
+    pub root_ca_pem: Option<String>,
+    /// How long a node may be silent before it counts as unreachable.
+    pub node_monitor_grace_period: Duration,
+    /// Finished pods beyond this number are deleted; 0 for no bound.
+    pub terminated_pod_threshold: usize,
+}
+
+impl Default for ControllersConfig {
+    fn default() -> Self {
+        Self {
+            controllers: Selection::default(),
+            cluster_cidrs: Vec::new(),
+            node_mask_v4: 24,
+            node_mask_v6: 64,
+            signing: None,
+            signing_duration: Duration::from_secs(365 * 24 * 3600),
+            approve_kubelet_serving: false,
+            root_ca_pem: None,
+            node_monitor_grace_period: Duration::from_secs(50),
+            terminated_pod_threshold: 12_500,
+        }
+    }
+}
+
+type Start = fn(&Context);
+
+/// Name by which `--controllers` picks it, and how it is started.
+const CONTROLLERS: &[(&str, Start)] = &[
+    ("namespace-controller", namespace::start),
+    ("serviceaccount-controller", service_accounts::start_service_accounts),
+    ("root-ca-certificate-publisher-controller", service_accounts::start_root_ca),
+    ("replicaset-controller", replicaset::start),
+    ("deployment-controller", deployment::start),
+    ("endpoints-controller", endpoints::start),
+    ("endpointslice-controller", endpointslice::start),
+    ("garbage-collector-controller", garbage::start),
+];
+
+/// Names of all controllers, for `--controllers`.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    CONTROLLERS.iter().map(|(name, _)| *name)
+}
+
+/// Runs the controllers until cancelled. `clients` gives a client for a controller's name; see [`identity`].
+///
+/// # Errors
+/// The selection names a controller that does not exist.
+pub async fn run(
+    clients: impl Fn(&str) -> Client + Send + Sync + 'static,
+    config: ControllersConfig,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    config.controllers.check(names())?;
+    let clients: Arc<dyn Fn(&str) -> Client + Send + Sync> = Arc::new(clients);
+    let context = Context {
+        watches: Arc::new(Watches::new(clients(SHARED_INFORMERS), cancel.clone())),
+        clients,
+        config: Arc::new(config),
+        cancel: cancel.clone(),
+        tasks: TaskTracker::new(),
+    };
+    for (name, start) in CONTROLLERS {
+        if context.config.controllers.includes(name) {
+            start(&context);
+            tracing::debug!(controller = name, "started");
+        }
+    }
+    cancel.cancelled().await;
+    context.tasks.close();
+    // Whoever is amid a request finishes it, within reason.
+    if tokio::time::timeout(Duration::from_secs(5), context.tasks.wait()).await.is_err() {
+        tracing::debug!("some controllers were still busy at the end");
+    }
+    Ok(())
+}

@@ -1,0 +1,373 @@
+//! From request to answer: authenticate, authorize, route, handle.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::{Duration, Instant};
+
+use bosun_kit::health::Checks;
+use bosun_kit::http::{Body, BoxError, Peer, json, serve, stream, text};
+use bosun_kit::metrics::{Metrics, not_found};
+use bosun_kit::tls;
+use futures::TryStreamExt;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::{Auth, Refusal, User};
+use crate::host::{ContainerRef, HostError, KubeletHost, PodRef};
+use crate::logs::{self, LogQuery, QueryError};
+use crate::node_logs;
+use crate::route::{Route, query_pairs};
+use crate::stats::{self, Stats};
+use crate::streaming;
+
+/// How long the kubelet may take to answer one question.
+const HOST_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a command of `/run` may take.
+const RUN_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// How the server is set up.
+pub struct ServerConfig {
+    /// Name of the node.
+    pub node_name: String,
+    /// The kubelet's folder, whose file system `/stats/summary` shows.
+    pub root_dir: PathBuf,
+    /// `enableDebuggingHandlers`: logs, exec, attach, run, port-forward and the running pods are served.
+    pub debugging_handlers: bool,
+    /// `enableSystemLogHandler`: `/logs/` is served.
+    pub system_log_handler: bool,
+}
+
+/// The kubelet's server. One is made, shared, and served on :10250.
+pub struct KubeletServer {
+    config: ServerConfig,
+    host: Arc<dyn KubeletHost>,
+    auth: Auth,
+    metrics: Metrics,
+    probe_metrics: Metrics,
+    requests: RequestMetrics,
+    checks: Checks,
+    stats: Arc<Stats>,
+}
+
+impl KubeletServer {
+    /// `metrics` is what `/metrics` shows (the server adds its own), `probe_metrics` what `/metrics/probes` shows.
+    pub fn new(
+        config: ServerConfig,
+        host: Arc<dyn KubeletHost>,
+        auth: Auth,
+        metrics: Metrics,
+        probe_metrics: Metrics,
+    ) -> Arc<Self> {
+        let stats = Arc::new(Stats::new(config.node_name.clone(), config.root_dir.clone()));
+        let requests = RequestMetrics::register(&metrics);
+        let checks = Checks::new();
+        checks.add("log", || Ok(()));
+        let of_host = host.clone();
+        checks.add("syncloop", move || of_host.sync_loop_health());
+        Arc::new(Self { config, host, auth, metrics, probe_metrics, requests, checks, stats })
+    }
+
+    /// The checks behind `/healthz`, to be shown on :10248 too.
+    pub fn checks(&self) -> &Checks {
+        &self.checks
+    }
+
+    /// Serves `listener` until `cancel`. `tls` comes from `bosun_kit::tls::server_config` with the client CA.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        tls: Arc<rustls::ServerConfig>,
+        cancel: CancellationToken,
+    ) {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let server = self.clone();
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
+        });
+        serve(listener, Some(tls), service, cancel).await;
+    }
+
+    /// Answers one request; the connection's [`Peer`] is in its extensions.
+    pub async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let route = Route::parse(&parts.method, parts.uri.path());
+        let _measured = self.requests.begin(parts.method.as_str(), route.metric());
+        let certificate = parts.extensions.get::<Peer>().and_then(certificate_user);
+        match self.auth.check(&parts, certificate).await {
+            Ok(user) => {
+                tracing::trace!(user = user.name, method = %parts.method, path = parts.uri.path(), "request");
+                let answer = self.handle(self.permitted(route), Request::from_parts(parts, body)).await;
+                answer.unwrap_or_else(|error| failed(&error))
+            }
+            Err(refusal) => refused(&refusal),
+        }
+    }
+
+    /// The route, unless the configuration switched it off.
+    fn permitted(&self, route: Route) -> Route {
+        let debugging = matches!(
+            route,
+            Route::Run(_)
+                | Route::Exec(_)
+                | Route::Attach(_)
+                | Route::PortForward(_)
+                | Route::Logs(_)
+                | Route::RunningPods
+                | Route::NodeLog(_)
+                | Route::Disabled(_)
+        );
+        match route {
+            _ if debugging && !self.config.debugging_handlers => Route::Disabled("Debug endpoints are disabled."),
+            Route::NodeLog(_) if !self.config.system_log_handler => Route::Disabled("logs endpoint is disabled."),
+            route => route,
+        }
+    }
+
+    async fn handle(&self, route: Route, request: Request<Body>) -> Result<Response<Body>, HostError> {
+        let query = request.uri().query();
+        match route {
+            Route::Health(single) => Ok(self.checks.respond("healthz", single.as_deref(), query)),
+            Route::Pods => Ok(pod_list(self.host.pods().iter().map(|pod| &**pod))),
+            Route::RunningPods => Ok(pod_list(within(HOST_DEADLINE, self.host.running_pods()).await?.iter())),
+            Route::Logs(target) => self.logs(&target, query).await,
+            Route::Exec(target) => self.exec(&target, request).await,
+            Route::Attach(target) => self.attach(&target, request).await,
+            Route::Run(target) => self.run(&target, query).await,
+            Route::PortForward(target) => self.port_forward(target, request).await,
+            Route::Summary => {
+                let brief = query_pairs(query).iter().any(|(k, v)| k == "only_cpu_and_memory" && v == "true");
+                Ok(json(StatusCode::OK, &self.summary(brief).await?))
+            }
+            Route::Metrics => Ok(self.metrics.respond()),
+            Route::ProbeMetrics => Ok(self.probe_metrics.respond()),
+            Route::ResourceMetrics => Ok(prometheus(stats::resource_metrics(&self.summary(true).await?))),
+            Route::Configz => Ok(json(StatusCode::OK, &json!({"kubeletconfig": self.host.configz()}))),
+            Route::NodeLog(path) => Ok(node_logs::respond(self.host.log_dir(), path).await),
+            Route::MethodNotAllowed(allowed) => {
+                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+                Ok(response)
+            }
+            Route::Disabled(message) => Ok(text(StatusCode::METHOD_NOT_ALLOWED, format!("{message}\n"))),
+            Route::NotFound => Ok(not_found()),
+        }
+    }
+
+    async fn summary(&self, brief: bool) -> Result<stats::Summary, HostError> {
+        let sources = self.host.usage_sources();
+        let stats = self.stats.clone();
+        tokio::task::spawn_blocking(move || stats.collect(&sources, brief))
+            .await
+            .map_err(|error| HostError::Internal(format!("read usage: {error}")))
+    }
+
+    async fn logs(&self, target: &ContainerRef, query: Option<&str>) -> Result<Response<Body>, HostError> {
+        let pairs = query_pairs(query);
+        let pairs = pairs.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let query = match LogQuery::parse(pairs, Timestamp::now()) {
+            Ok(query) => query,
+            Err(error @ QueryError::Undecodable) => return Err(HostError::BadRequest(error.to_string())),
+            Err(error @ QueryError::Invalid) => return Ok(text(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())),
+        };
+        let ContainerRef { namespace, pod: name, container, .. } = target;
+        let pod = self.host.pod(namespace, name);
+        let pod = pod.ok_or_else(|| HostError::NotFound(format!("pod {name:?} does not exist")))?;
+        if !logs::has_container(&pod, container) {
+            return Err(HostError::NotFound(format!("container {container:?} not found in pod {name:?}")));
+        }
+        let log = within(HOST_DEADLINE, self.host.container_log(target, query.previous)).await?;
+        let bytes = logs::read(log, query)
+            .await
+            .map_err(|error| HostError::Internal(format!("failed to open the log of {target}: {error}")))?;
+        let mut response = Response::new(stream(bytes.map_err(BoxError::from)));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        Ok(response)
+    }
+
+    async fn exec(&self, target: &ContainerRef, mut request: Request<Body>) -> Result<Response<Body>, HostError> {
+        let query = query_pairs(request.uri().query());
+        let options = streaming::stream_options(&query)?;
+        self.check_target(target)?;
+        streaming::check_upgrade(request.headers_mut())?;
+        let command: Vec<String> = query.into_iter().filter(|(key, _)| key == "command").map(|(_, v)| v).collect();
+        let url = within(HOST_DEADLINE, self.host.exec(target, &command, options)).await?;
+        streaming::splice(request, &url).await
+    }
+
+    async fn attach(&self, target: &ContainerRef, mut request: Request<Body>) -> Result<Response<Body>, HostError> {
+        let options = streaming::stream_options(&query_pairs(request.uri().query()))?;
+        self.check_target(target)?;
+        streaming::check_upgrade(request.headers_mut())?;
+        let url = within(HOST_DEADLINE, self.host.attach(target, options)).await?;
+        streaming::splice(request, &url).await
+    }
+
+    async fn port_forward(&self, mut target: PodRef, mut request: Request<Body>) -> Result<Response<Body>, HostError> {
+        let ports = streaming::forwarded_ports(request.headers(), &query_pairs(request.uri().query()))?;
+        let pod = self.find(&target.namespace, &target.name, target.uid.as_deref())?;
+        streaming::check_upgrade(request.headers_mut())?;
+        // From here on this pod is meant and no later one of its name.
+        target.uid.clone_from(&pod.metadata.uid);
+        let url = within(HOST_DEADLINE, self.host.port_forward(&target, &ports)).await?;
+        streaming::splice(request, &url).await
+    }
+
+    async fn run(&self, target: &ContainerRef, query: Option<&str>) -> Result<Response<Body>, HostError> {
+        self.check_target(target)?;
+        let query = query_pairs(query);
+        let command = query.iter().find(|(key, _)| key == "cmd").map_or("", |(_, value)| value);
+        let command: Vec<String> = command.split(' ').map(str::to_owned).collect();
+        let output = within(RUN_DEADLINE, self.host.run(target, &command)).await?;
+        Ok(text(StatusCode::OK, output))
+    }
+
+    fn check_target(&self, target: &ContainerRef) -> Result<(), HostError> {
+        let pod = self.find(&target.namespace, &target.pod, target.uid.as_deref())?;
+        if logs::has_container(&pod, &target.container) {
+            return Ok(());
+        }
+        Err(HostError::NotFound(format!("container not found ({:?})", target.container)))
+    }
+
+    fn find(&self, namespace: &str, name: &str, uid: Option<&str>) -> Result<Arc<Pod>, HostError> {
+        let pod = self.host.pod(namespace, name).ok_or_else(|| HostError::NotFound("pod does not exist".to_owned()))?;
+        if uid.is_some() && uid != pod.metadata.uid.as_deref() {
+            return Err(HostError::NotFound("pod not found".to_owned()));
+        }
+        Ok(pod)
+    }
+}
+
+/// Serves `/healthz` in plain text, normally on 127.0.0.1:10248, until `cancel`.
+pub async fn serve_health(listener: TcpListener, checks: Checks, cancel: CancellationToken) {
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let response = match Route::parse(request.method(), request.uri().path()) {
+            Route::Health(single) => checks.respond("healthz", single.as_deref(), request.uri().query()),
+            _ => not_found(),
+        };
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    serve(listener, None, service, cancel).await;
+}
+
+/// The user of the connection's certificate. A connection may outlive it: it is looked at for each request.
+fn certificate_user(peer: &Peer) -> Option<User> {
+    let leaf = peer.certificates.first()?;
+    let (from, until) = tls::validity(leaf)?;
+    if !(from..=until).contains(&Timestamp::now().as_second()) {
+        return None;
+    }
+    let identity = tls::identity(leaf)?;
+    Some(User { name: identity.user, groups: identity.groups, ..User::default() })
+}
+
+fn refused(refusal: &Refusal) -> Response<Body> {
+    let status = match refusal {
+        Refusal::Unauthorized => StatusCode::UNAUTHORIZED,
+        Refusal::Forbidden { .. } => StatusCode::FORBIDDEN,
+        Refusal::NoAnswer { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    text(status, refusal.to_string())
+}
+
+fn failed(error: &HostError) -> Response<Body> {
+    let status = match error {
+        HostError::NotFound(_) => StatusCode::NOT_FOUND,
+        HostError::BadRequest(_) => StatusCode::BAD_REQUEST,
+        HostError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        HostError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    text(status, error.to_string())
+}
+
+async fn within<T>(
+    deadline: Duration,
+    answer: impl Future<Output = Result<T, HostError>> + Send,
+) -> Result<T, HostError> {
+    match tokio::time::timeout(deadline, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(HostError::Unavailable(format!("the container runtime gave no answer in {deadline:?}"))),
+    }
+}
+
+fn pod_list<'a>(pods: impl Iterator<Item = &'a Pod>) -> Response<Body> {
+    let items: Vec<&Pod> = pods.collect();
+    json(StatusCode::OK, &json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
+}
+
+fn prometheus(page: String) -> Response<Body> {
+    let mut response = text(StatusCode::OK, page);
+    let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RequestLabels {
+    long_running: &'static str,
+    method: String,
+    path: &'static str,
+    server_type: &'static str,
+}
+
+/// `kubelet_http_*`.
+struct RequestMetrics {
+    requests: Family<RequestLabels, Counter>,
+    inflight: Family<RequestLabels, Gauge<i64, AtomicI64>>,
+    durations: Family<RequestLabels, Histogram>,
+}
+
+impl RequestMetrics {
+    fn register(metrics: &Metrics) -> Self {
+        let durations = || Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
+        let new = Self {
+            requests: Family::default(),
+            inflight: Family::default(),
+            durations: Family::new_with_constructor(durations),
+        };
+        metrics.with(|registry| {
+            let help = "Number of the http requests received since the server started";
+            registry.register("kubelet_http_requests", help, new.requests.clone());
+            let help = "Number of the inflight http requests";
+            registry.register("kubelet_http_inflight_requests", help, new.inflight.clone());
+            let help = "Duration in seconds to serve http requests";
+            registry.register("kubelet_http_requests_duration_seconds", help, new.durations.clone());
+        });
+        new
+    }
+
+    fn begin(&self, method: &str, path: &'static str) -> Measured<'_> {
+        let known = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT"].contains(&method);
+        let long_running = if matches!(path, "exec" | "attach" | "debug") { "true" } else { "false" };
+        let method = if known { method } else { "other" }.to_owned();
+        let labels = RequestLabels { long_running, method, path, server_type: "readwrite" };
+        self.requests.get_or_create(&labels).inc();
+        self.inflight.get_or_create(&labels).inc();
+        Measured { metrics: self, labels, since: Instant::now() }
+    }
+}
+
+/// Counts a request as in flight until dropped.
+struct Measured<'a> {
+    metrics: &'a RequestMetrics,
+    labels: RequestLabels,
+    since: Instant,
+}
+
+impl Drop for Measured<'_> {
+    fn drop(&mut self) {
+        self.metrics.inflight.get_or_create(&self.labels).dec();
+        self.metrics.durations.get_or_create(&self.labels).observe(self.since.elapsed().as_secs_f64());
+    }
+}

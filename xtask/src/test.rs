@@ -1,0 +1,42 @@
+//! `test`: every test there is.
+
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context as _, Result};
+use bosun_tests::tools::Scope;
+use bosun_tests::{Layout, Tools};
+use clap::Args;
+
+use crate::build::cargo;
+use crate::progress::Progress;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only tests of this package.
+    #[arg(long, short)]
+    package: Option<String>,
+    /// Further arguments for `cargo test`: a name, or `-- --nocapture`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// Fetches what tests need and runs them by `cargo test`; its exit code is ours. The binaries that end-to-end tests
+/// start are built first with the same selection, so that nothing is compiled twice.
+pub(crate) fn run(layout: &Layout, options: &Options) -> Result<ExitCode> {
+    let progress = Progress::new();
+    Tools::fetch(layout, Scope::Tests, &|line| progress.say(line))?;
+    progress.done("the programs the tests need are there");
+    drop(progress);
+    let built = cargo(layout).args(["build", "--workspace"]).stdin(Stdio::null()).status();
+    if !built.context("cargo cannot be run")?.success() {
+        return Ok(ExitCode::FAILURE);
+    }
+    let mut command = cargo(layout);
+    command.arg("test");
+    match &options.package {
+        Some(package) => command.args(["--package", package]),
+        None => command.args(["--workspace", "--no-fail-fast"]),
+    };
+    let status = command.args(&options.arguments).stdin(Stdio::null()).status().context("cargo cannot be run")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
