@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use bosun_nft::expr::{Expr, Match, Meta, Reg, ct_status};
+use bosun_nft::expr::{Expr, Match, Meta, Reg, Reject, ct_status};
 use bosun_nft::{Batch, Chain, Family, Hook, Rule, Set, SetData, Table, Type};
 use ipnet::IpNet;
 
@@ -182,6 +182,9 @@ const BASE: [(&str, Hook, i32); 3] = [
 pub(super) fn rules(family: Family, options: &Options) -> Vec<(&'static str, Vec<Expr>)> {
     let services = Match::new().jump(SERVICES).into_expressions();
     let mut rules = vec![("nat-prerouting", services.clone()), ("nat-output", services)];
+    // TCP by reset: on one host an ICMP error comes back while the client is still in connect(), which then ignores it
+    // and asks again a second later.
+    rules.push((REJECT, Match::new().l4proto(6).then(Expr::Reject(Reject::TcpReset)).into_expressions()));
     rules.push((REJECT, Match::new().reject().into_expressions()));
     rules.extend(service_rules(family).into_iter().map(|rule| (SERVICES, rule)));
     rules.extend(postrouting_rules(family, options).into_iter().map(|rule| ("nat-postrouting", rule)));
