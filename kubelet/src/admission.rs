@@ -56,10 +56,14 @@ pub fn admit(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
     }
     resources(pod, others, offer)?;
     if !selected(pod, offer) {
-        return refuse("NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".into());
+        return refuse(
+            "NodeAffinity",
+            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".into(),
+        );
     }
     if host_ports(pod).iter().any(|port| others.iter().any(|other| host_ports(other).iter().any(|o| clash(port, o)))) {
-        let message = "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        let message =
+            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
         return refuse("NodePorts", message.into());
     }
     Ok(())
@@ -91,8 +95,7 @@ fn resources(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
 /// Whether the pod's node selector and required node affinity fit.
 fn selected(pod: &Pod, offer: &Offer) -> bool {
     let labels = &offer.labels;
-    let by_selector =
-        spec::spec(pod).node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let by_selector = spec::spec(pod).node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let required = spec::spec(pod)
         .affinity
         .as_ref()
@@ -135,7 +138,8 @@ fn host_ports(pod: &Pod) -> Vec<HostPort<'_>> {
     let ports = spec::spec(pod).containers.iter().flat_map(|c| c.ports.iter().flatten());
     ports
         .filter_map(|port| {
-            let number = port.host_port.or(spec::host_network(pod).then_some(port.container_port)).filter(|p| *p > 0)?;
+            let number =
+                port.host_port.or(spec::host_network(pod).then_some(port.container_port)).filter(|p| *p > 0)?;
             Some((port.host_ip.as_deref().unwrap_or("0.0.0.0"), port.protocol.as_deref().unwrap_or("TCP"), number))
         })
         .collect()
@@ -174,7 +178,10 @@ mod tests {
         assert_eq!(reason(&running, &[]), Ok(()));
         assert_eq!(reason(&running, &[&running]), Err("OutOfcpu".into()));
         let (_, message) = admit(&running, &[&running], &offer()).unwrap_err();
-        assert_eq!(message, "Pod was rejected: Node didn't have enough resource: cpu, requested: 600, used: 600, capacity: 1000");
+        assert_eq!(
+            message,
+            "Pod was rejected: Node didn't have enough resource: cpu, requested: 600, used: 600, capacity: 1000"
+        );
         let port = pod(json!({"containers": [{"name": "a", "ports": [{"containerPort": 80, "hostPort": 80}]}]}));
         assert_eq!(reason(&port, &[&running]), Err("NodePorts".into()));
         assert_eq!(reason(&port, &[&port, &port]), Err("OutOfpods".into()));

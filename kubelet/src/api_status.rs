@@ -123,7 +123,12 @@ mod tests {
     #[test]
     fn a_patch_holds_what_changed_and_takes_addresses_back() {
         let ips = |ip: &str| Some(vec![PodIP { ip: ip.into() }]);
-        let old = PodStatus { phase: Some("Pending".into()), pod_ips: ips("10.0.0.1"), reason: Some("x".into()), ..Default::default() };
+        let old = PodStatus {
+            phase: Some("Pending".into()),
+            pod_ips: ips("10.0.0.1"),
+            reason: Some("x".into()),
+            ..Default::default()
+        };
         let new = PodStatus { phase: Some("Running".into()), pod_ips: ips("10.0.0.2"), ..Default::default() };
         assert_eq!(patch("u", Some(&old), &old), None);
         assert_eq!(

@@ -223,7 +223,6 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,7 +26,9 @@ pub fn port(container: &Container, port: &IntOrString) -> Result<u16, String> {
         IntOrString::Int(number) => *number,
         IntOrString::String(name) => match container.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name)) {
             Some(found) => found.container_port,
-            None => name.parse().map_err(|_| format!("couldn't find port: {name:?} in container {:?}", container.name))?,
+            None => {
+                name.parse().map_err(|_| format!("couldn't find port: {name:?} in container {:?}", container.name))?
+            }
         },
     };
     u16::try_from(number).ok().filter(|n| *n > 0).ok_or_else(|| format!("invalid port number: {number}"))
@@ -61,7 +63,8 @@ pub async fn get(
     let url = format!("{}://{authority}{path}", if https { "https" } else { "http" });
     let request = request(action, &authority, &path, agent)?;
     let ask = async {
-        let stream = TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {authority}: connect: {e}"))?;
+        let stream =
+            TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {authority}: connect: {e}"))?;
         if https {
             let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
             let stream = connector().connect(name, stream).await.map_err(|e| e.to_string())?;
@@ -72,9 +75,9 @@ pub async fn get(
     };
     match tokio::time::timeout(deadline, ask).await {
         Ok(answer) => answer.map_err(|error| format!("Get {url:?}: {error}")),
-        Err(_) => Err(format!(
-            "Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
-        )),
+        Err(_) => {
+            Err(format!("Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"))
+        }
     }
 }
 

@@ -150,7 +150,12 @@ impl KubeletHost for Host {
         Ok(ContainerLog { path: path.exists().then_some(path), done })
     }
 
-    async fn exec(&self, container: &ContainerRef, command: &[String], options: StreamOptions) -> Result<String, HostError> {
+    async fn exec(
+        &self,
+        container: &ContainerRef,
+        command: &[String],
+        options: StreamOptions,
+    ) -> Result<String, HostError> {
         let request = cri::ExecRequest {
             container_id: self.running(container)?,
             cmd: command.to_vec(),
@@ -286,7 +291,10 @@ impl RuntimeFacts for Facts {
     fn errors(&self) -> Vec<String> {
         let age = self.observer.age();
         match age > LOST {
-            true => vec![format!("PLEG is not healthy: pleg was last seen active {}s ago; threshold is 3m0s", age.as_secs())],
+            true => vec![format!(
+                "PLEG is not healthy: pleg was last seen active {}s ago; threshold is 3m0s",
+                age.as_secs()
+            )],
             false => Vec::new(),
         }
     }

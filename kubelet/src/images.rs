@@ -243,7 +243,9 @@ pub fn with_default_tag(image: &str) -> Result<String, String> {
         text.starts_with(fine) && text.ends_with(fine) && text.chars().all(|c| fine(c) || "._-".contains(c))
     };
     let host = |text: &str| {
-        text.split(':').next().is_some_and(|h| !h.is_empty() && h.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)))
+        text.split(':')
+            .next()
+            .is_some_and(|h| !h.is_empty() && h.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)))
     };
     let mut parts = path.split('/');
     let first = parts.next().unwrap_or_default();

@@ -181,7 +181,8 @@ impl Manager {
                 handle.tell(Message::Remove);
             }
         }
-        let added: Vec<_> = self.statics.iter().filter(|(uid, _)| !old.contains_key(*uid)).map(|(_, p)| p.clone()).collect();
+        let added: Vec<_> =
+            self.statics.iter().filter(|(uid, _)| !old.contains_key(*uid)).map(|(_, p)| p.clone()).collect();
         for pod in added {
             // One with the same name may still be ending; then this one waits for it.
             if self.same_name(&pod) {
@@ -209,7 +210,8 @@ impl Manager {
         let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
         pods.iter().any(|(uid, handle)| {
             let other = handle.pod();
-            uid != spec::uid(pod) && (spec::namespace(&other), spec::name(&other)) == (spec::namespace(pod), spec::name(pod))
+            uid != spec::uid(pod)
+                && (spec::namespace(&other), spec::name(&other)) == (spec::namespace(pod), spec::name(pod))
         })
     }
 
@@ -239,8 +241,7 @@ impl Manager {
         let uid = spec::uid(&pod).to_owned();
         let is_static = start.is_static;
         let key = (spec::namespace(&pod).to_owned(), spec::name(&pod).to_owned());
-        let handle =
-            worker::spawn(self.context.clone(), pod, start, self.ended_to.clone(), self.cancel.child_token());
+        let handle = worker::spawn(self.context.clone(), pod, start, self.ended_to.clone(), self.cancel.child_token());
         if is_static && self.api_known && self.context.client.is_some() {
             handle.tell(Message::Mirror(self.mirrors.get(&key).cloned()));
         }
@@ -259,7 +260,8 @@ impl Manager {
             }
         }
         for mirror in self.mirrors.values() {
-            let shown = |p: &Arc<Pod>| (spec::namespace(p), spec::name(p)) == (spec::namespace(mirror), spec::name(mirror));
+            let shown =
+                |p: &Arc<Pod>| (spec::namespace(p), spec::name(p)) == (spec::namespace(mirror), spec::name(mirror));
             if !self.statics.values().any(shown) {
                 self.drop_mirror(mirror, false);
             }
@@ -271,7 +273,12 @@ impl Manager {
     }
 
     fn end_orphan(&mut self, owner: &Owner, runtime: PodRecord) {
-        tracing::info!(pod = owner.name, namespace = owner.namespace, uid = owner.uid, "ending a pod that no source knows");
+        tracing::info!(
+            pod = owner.name,
+            namespace = owner.namespace,
+            uid = owner.uid,
+            "ending a pod that no source knows"
+        );
         let names: BTreeSet<String> = runtime.containers.iter().map(|c| c.name.clone()).collect();
         let containers = names.into_iter().map(|name| Container { name, ..Default::default() }).collect();
         let pod = Pod {
@@ -325,9 +332,10 @@ impl Manager {
     fn ended(&mut self, uid: &str) {
         let gone = self.pods.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
         let Some(gone) = gone.map(|handle| handle.pod()) else { return };
-        let waiting = self.queued.iter().find(|(_, p)| {
-            (spec::namespace(p), spec::name(p)) == (spec::namespace(&gone), spec::name(&gone))
-        });
+        let waiting = self
+            .queued
+            .iter()
+            .find(|(_, p)| (spec::namespace(p), spec::name(p)) == (spec::namespace(&gone), spec::name(&gone)));
         if let Some(uid) = waiting.map(|(uid, _)| uid.clone())
             && let Some(pod) = self.queued.remove(&uid)
         {
@@ -351,7 +359,8 @@ impl Manager {
         }
         let known: BTreeSet<String> =
             self.pods.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
-        let unknown = |uid: &str| !known.contains(uid) && !self.unclaimed.contains_key(uid) && !self.queued.contains_key(uid);
+        let unknown =
+            |uid: &str| !known.contains(uid) && !self.unclaimed.contains_key(uid) && !self.queued.contains_key(uid);
         let node = &self.context.node;
         for entry in std::fs::read_dir(node.pods_dir()).into_iter().flatten().flatten() {
             let uid = entry.file_name().to_string_lossy().into_owned();

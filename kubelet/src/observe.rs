@@ -50,11 +50,7 @@ impl Owner {
     /// After the labels that a kubelet leaves; none if somebody else made it.
     pub fn from_labels(map: &std::collections::BTreeMap<String, String>) -> Option<Self> {
         let get = |key: &str| map.get(key).filter(|v| !v.is_empty()).cloned();
-        Some(Self {
-            uid: get(labels::POD_UID)?,
-            name: get(labels::POD_NAME)?,
-            namespace: get(labels::POD_NAMESPACE)?,
-        })
+        Some(Self { uid: get(labels::POD_UID)?, name: get(labels::POD_NAME)?, namespace: get(labels::POD_NAMESPACE)? })
     }
 }
 
@@ -227,12 +223,18 @@ impl Observer {
                                 self.streaming.store(false, Ordering::Relaxed);
                                 return;
                             }
-                            Err(_) => break,
+                            Err(error) => {
+                                tracing::debug!(%error, "the event stream ended");
+                                break;
+                            }
                         }
                     }
                 }
-                Err(error) if error.kind == CriErrorKind::Unimplemented => return,
-                Err(_) => {}
+                Err(error) if error.kind == CriErrorKind::Unimplemented => {
+                    tracing::info!("the container runtime has no event stream; its containers are watched one by one");
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "the event stream did not begin"),
             }
             self.streaming.store(false, Ordering::Relaxed);
             tokio::time::sleep(backoff.next_delay()).await;
@@ -281,9 +283,12 @@ impl Observer {
         if self.streaming.load(Ordering::Relaxed) {
             return;
         }
+        tracing::debug!(container = id, "watching for its exit");
         let Ok(answer) = self.runtime.container_status(&id, true).await else { return };
         if answer.status.as_ref().is_some_and(|s| s.state() == cri::ContainerState::ContainerRunning) {
-            let Some(process) = answer.info.get("info").and_then(|info| pid(info)).and_then(open_process) else { return };
+            let Some(process) = answer.info.get("info").and_then(|info| pid(info)).and_then(open_process) else {
+                return;
+            };
             let Some(process) = watchable(process) else { return };
             // Only a container that runs after its process was opened has surely this process.
             match self.container(&id, &sandbox).await {
@@ -332,7 +337,8 @@ fn watchable(process: OwnedFd) -> Option<AsyncFd<OwnedFd>> {
 /// a word and its policy says so.
 fn termination_message(status: &cri::ContainerStatus, node: &Node) -> Option<String> {
     let path = status.annotations.get(labels::MESSAGE_PATH)?;
-    let mount = status.mounts.iter().find(|m| m.container_path == *path && Path::new(&m.host_path).starts_with(&node.root_dir));
+    let mount =
+        status.mounts.iter().find(|m| m.container_path == *path && Path::new(&m.host_path).starts_with(&node.root_dir));
     let file = mount.and_then(|m| read_tail(Path::new(&m.host_path), MAX_MESSAGE)).filter(|text| !text.is_empty());
     let to_log = status.annotations.get(labels::MESSAGE_POLICY).is_some_and(|p| p == "FallbackToLogsOnError");
     match file {

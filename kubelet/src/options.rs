@@ -156,7 +156,8 @@ impl Options {
         config.healthz_port = self.healthz_port.unwrap_or(config.healthz_port);
         config.read_only_port = self.read_only_port.unwrap_or(config.read_only_port);
         config.max_pods = self.max_pods.unwrap_or(config.max_pods);
-        config.authentication.anonymous.enabled = self.anonymous_auth.unwrap_or(config.authentication.anonymous.enabled);
+        config.authentication.anonymous.enabled =
+            self.anonymous_auth.unwrap_or(config.authentication.anonymous.enabled);
         config.rotate_certificates = self.rotate_certificates.unwrap_or(config.rotate_certificates);
         config.seccomp_default = self.seccomp_default.unwrap_or(config.seccomp_default);
         config.register_node = self.register_node.unwrap_or(config.register_node);
@@ -166,8 +167,9 @@ impl Options {
         }
         let gates = parse_pairs(&self.feature_gates).map_err(|text| Error::Invalid(vec![text]))?;
         for (name, value) in gates {
-            let value = bosun_kit::gates::parse_bool(&value)
-                .ok_or_else(|| Error::Invalid(vec![format!("feature gate {name}: {value:?} is neither true nor false")]))?;
+            let value = bosun_kit::gates::parse_bool(&value).ok_or_else(|| {
+                Error::Invalid(vec![format!("feature gate {name}: {value:?} is neither true nor false")])
+            })?;
             config.feature_gates.insert(name, value);
         }
         config.fill_defaults();
@@ -182,7 +184,14 @@ mod tests {
 
     #[test]
     fn go_spellings_are_taken_and_override() {
-        let args = ["kubelet", "--register_node=false", "--max-pods", "7", "--cluster-dns=10.0.0.1,10.0.0.2", "--seccomp-default"];
+        let args = [
+            "kubelet",
+            "--register_node=false",
+            "--max-pods",
+            "7",
+            "--cluster-dns=10.0.0.1,10.0.0.2",
+            "--seccomp-default",
+        ];
         let options = Options::from_args(args.map(str::to_owned).to_vec()).unwrap();
         let config = options.configuration().unwrap();
         assert_eq!((config.register_node, config.max_pods, config.cluster_dns.len()), (false, 7, 2));

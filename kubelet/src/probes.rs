@@ -109,7 +109,9 @@ pub async fn hook(
             return Ok(());
         }
         if handler.tcp_socket.is_some() {
-            return Err("tcpSocket is not a lifecycle handler that stock runs either; use exec, httpGet or sleep".into());
+            return Err(
+                "tcpSocket is not a lifecycle handler that stock runs either; use exec, httpGet or sleep".into()
+            );
         }
         Err("invalid handler: no action is given".to_owned())
     };

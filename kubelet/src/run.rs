@@ -342,7 +342,8 @@ async fn serve(
         let ca = match config.authentication.x509.client_ca_file.as_str() {
             "" => None,
             path => {
-                let pem = std::fs::read(path).with_context(|| format!("read authentication.x509.clientCAFile {path}"))?;
+                let pem =
+                    std::fs::read(path).with_context(|| format!("read authentication.x509.clientCAFile {path}"))?;
                 Some(bosun_kit::tls::roots(&pem).with_context(|| format!("authentication.x509.clientCAFile {path}"))?)
             }
         };

@@ -21,7 +21,9 @@ pub fn read_static(path: &Path, node: &str) -> BTreeMap<String, Arc<Pod>> {
     let files = match fs::read_dir(path) {
         Ok(entries) => {
             let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-            files.retain(|file| file.is_file() && !file.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')));
+            files.retain(|file| {
+                file.is_file() && !file.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'))
+            });
             files.sort();
             files
         }
@@ -52,7 +54,9 @@ pub fn static_pod(text: &str, file: &Path, node: &str) -> Result<Pod, String> {
     if pod_spec.containers.is_empty() {
         return Err("spec.containers: Required value".to_owned());
     }
-    if let Some(bad) = pod_spec.containers.iter().find(|c| c.name.is_empty() || c.image.as_deref().unwrap_or("").is_empty()) {
+    if let Some(bad) =
+        pod_spec.containers.iter().find(|c| c.name.is_empty() || c.image.as_deref().unwrap_or("").is_empty())
+    {
         return Err(format!("spec.containers: {:?} needs a name and an image", bad.name));
     }
     pod_spec.node_name = Some(node.to_owned());
@@ -139,7 +143,8 @@ async fn changed(path: &Path) {
 mod tests {
     use super::*;
 
-    const MANIFEST: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: a, image: b}]}";
+    const MANIFEST: &str =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: a, image: b}]}";
 
     #[test]
     fn a_static_pod_is_named_after_its_node_and_known_by_its_content() {

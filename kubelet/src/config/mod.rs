@@ -644,8 +644,10 @@ impl KubeletConfiguration {
             self.pod_pids_limit = -1;
         }
         or_default(&mut self.authorization.mode, "Webhook".to_owned());
-        self.authorization.webhook.cache_authorized_ttl = self.authorization.webhook.cache_authorized_ttl.or(GoDuration::secs(300));
-        self.authorization.webhook.cache_unauthorized_ttl = self.authorization.webhook.cache_unauthorized_ttl.or(GoDuration::secs(30));
+        self.authorization.webhook.cache_authorized_ttl =
+            self.authorization.webhook.cache_authorized_ttl.or(GoDuration::secs(300));
+        self.authorization.webhook.cache_unauthorized_ttl =
+            self.authorization.webhook.cache_unauthorized_ttl.or(GoDuration::secs(30));
         self.authentication.webhook.cache_ttl = self.authentication.webhook.cache_ttl.or(GoDuration::secs(120));
         or_default(&mut self.pod_logs_dir, defaults.pod_logs_dir);
         self.sync_frequency = self.sync_frequency.or(defaults.sync_frequency);
@@ -654,10 +656,14 @@ impl KubeletConfiguration {
         or_default(&mut self.address, defaults.address);
         or_default(&mut self.port, defaults.port);
         or_default(&mut self.registry_burst, defaults.registry_burst);
-        or_default(&mut self.image_pull_credentials_verification_policy, defaults.image_pull_credentials_verification_policy);
+        or_default(
+            &mut self.image_pull_credentials_verification_policy,
+            defaults.image_pull_credentials_verification_policy,
+        );
         or_default(&mut self.event_burst, defaults.event_burst);
         or_default(&mut self.healthz_bind_address, defaults.healthz_bind_address);
-        self.streaming_connection_idle_timeout = self.streaming_connection_idle_timeout.or(defaults.streaming_connection_idle_timeout);
+        self.streaming_connection_idle_timeout =
+            self.streaming_connection_idle_timeout.or(defaults.streaming_connection_idle_timeout);
         self.node_status_update_frequency = self.node_status_update_frequency.or(defaults.node_status_update_frequency);
         or_default(&mut self.node_lease_duration_seconds, defaults.node_lease_duration_seconds);
         self.image_minimum_gc_age = self.image_minimum_gc_age.or(defaults.image_minimum_gc_age);
@@ -674,10 +680,15 @@ impl KubeletConfiguration {
         self.cpu_cfs_quota_period = self.cpu_cfs_quota_period.or(defaults.cpu_cfs_quota_period);
         or_default(&mut self.content_type, defaults.content_type);
         or_default(&mut self.kube_api_burst, defaults.kube_api_burst);
-        self.eviction_pressure_transition_period = self.eviction_pressure_transition_period.or(defaults.eviction_pressure_transition_period);
+        self.eviction_pressure_transition_period =
+            self.eviction_pressure_transition_period.or(defaults.eviction_pressure_transition_period);
         or_default(&mut self.container_log_max_size, defaults.container_log_max_size);
-        self.container_log_monitor_interval = self.container_log_monitor_interval.or(defaults.container_log_monitor_interval);
-        or_default(&mut self.config_map_and_secret_change_detection_strategy, defaults.config_map_and_secret_change_detection_strategy);
+        self.container_log_monitor_interval =
+            self.container_log_monitor_interval.or(defaults.container_log_monitor_interval);
+        or_default(
+            &mut self.config_map_and_secret_change_detection_strategy,
+            defaults.config_map_and_secret_change_detection_strategy,
+        );
         or_default(&mut self.volume_plugin_dir, defaults.volume_plugin_dir);
         or_default(&mut self.memory_reservation_policy, defaults.memory_reservation_policy);
         or_default(&mut self.container_runtime_endpoint, defaults.container_runtime_endpoint);
@@ -810,7 +821,9 @@ mod tests {
 
     #[test]
     fn an_empty_file_gives_the_defaults() {
-        let config = KubeletConfiguration::parse("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration", "f").unwrap();
+        let config =
+            KubeletConfiguration::parse("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration", "f")
+                .unwrap();
         assert_eq!((config.port, config.max_pods), (10250, 110));
         assert_eq!(config.node_status_report_frequency, GoDuration::secs(300));
         assert!(config.without_effect().is_empty());
@@ -826,7 +839,8 @@ mod tests {
 
     #[test]
     fn unknown_fields_have_their_path_and_idle_ones_are_named() {
-        let error = KubeletConfiguration::parse("authentication: {x509: {clientCaFile: /a}}", "kubelet.yaml").unwrap_err();
+        let error =
+            KubeletConfiguration::parse("authentication: {x509: {clientCaFile: /a}}", "kubelet.yaml").unwrap_err();
         assert!(error.to_string().contains("authentication.x509.clientCaFile"), "{error}");
         let config = KubeletConfiguration::parse("hairpinMode: none\nmaxPods: 5", "f").unwrap();
         assert_eq!(config.without_effect(), ["hairpinMode"]);
@@ -835,7 +849,16 @@ mod tests {
     #[test]
     fn every_name_is_the_reference_s() {
         let value = serde_json::to_value(KubeletConfiguration::default()).unwrap();
-        for name in WITHOUT_EFFECT.iter().chain(&["staticPodURL", "clusterDNS", "registryPullQPS", "tlsCertFile", "cpuCFSQuotaPeriod", "iptablesDropBit", "resolvConf", "serverTLSBootstrap"]) {
+        for name in WITHOUT_EFFECT.iter().chain(&[
+            "staticPodURL",
+            "clusterDNS",
+            "registryPullQPS",
+            "tlsCertFile",
+            "cpuCFSQuotaPeriod",
+            "iptablesDropBit",
+            "resolvConf",
+            "serverTLSBootstrap",
+        ]) {
             assert!(value.get(name).is_some(), "{name}");
         }
         // All of 1.36's, with apiVersion and kind.

@@ -47,7 +47,8 @@ impl KubeletConfiguration {
             format!("cgroupDriver {:?} must be cgroupfs or systemd", self.cgroup_driver),
         );
         fault(
-            !self.cgroups_per_qos && self.enforce_node_allocatable.as_ref().is_some_and(|e| e.iter().any(|e| e == "pods")),
+            !self.cgroups_per_qos
+                && self.enforce_node_allocatable.as_ref().is_some_and(|e| e.iter().any(|e| e == "pods")),
             "enforceNodeAllocatable: pods needs cgroupsPerQOS: true".to_owned(),
         );
         fault(

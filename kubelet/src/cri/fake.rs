@@ -35,12 +35,8 @@ impl FakeRuntime {
 
     /// Puts an image on the node.
     pub fn add_image(&self, name: &str) {
-        let image = cri::Image {
-            id: format!("sha256:{name}"),
-            repo_tags: vec![name.into()],
-            size: 1024,
-            ..Default::default()
-        };
+        let image =
+            cri::Image { id: format!("sha256:{name}"), repo_tags: vec![name.into()], size: 1024, ..Default::default() };
         self.world().images.insert(name.into(), image);
     }
 

@@ -172,9 +172,7 @@ impl Runtime for GrpcRuntime {
 
     async fn stop_container(&self, id: &str, grace: Duration) -> Result<()> {
         let message = cri::StopContainerRequest { container_id: id.into(), timeout: grace.as_secs() as i64 };
-        absent_is_fine(
-            call!(self.runtime.stop_container(message), "StopContainer", self.deadline + grace).map(drop),
-        )
+        absent_is_fine(call!(self.runtime.stop_container(message), "StopContainer", self.deadline + grace).map(drop))
     }
 
     async fn remove_container(&self, id: &str) -> Result<()> {

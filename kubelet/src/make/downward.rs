@@ -45,12 +45,7 @@ pub fn field(pod: &Pod, node: &Node, pod_ips: &[String], selector: &ObjectFieldS
 ///
 /// # Errors
 /// The container or the resource is unknown, in words.
-pub fn resource(
-    pod: &Pod,
-    node: &Node,
-    container: &str,
-    selector: &ResourceFieldSelector,
-) -> Result<String, String> {
+pub fn resource(pod: &Pod, node: &Node, container: &str, selector: &ResourceFieldSelector) -> Result<String, String> {
     let name = selector.container_name.as_deref().filter(|n| !n.is_empty()).unwrap_or(container);
     let (_, container) = spec::container(pod, name).ok_or_else(|| format!("container {name} not found"))?;
     let (kind, resource) = selector
@@ -69,7 +64,8 @@ pub fn resource(
         (true, "memory") => Quantity::from_value(node.memory_capacity),
         _ => amount,
     };
-    let divisor = selector.divisor.as_ref().map(quantity::of).filter(|d| !d.is_zero()).unwrap_or(Quantity::from_value(1));
+    let divisor =
+        selector.divisor.as_ref().map(quantity::of).filter(|d| !d.is_zero()).unwrap_or(Quantity::from_value(1));
     let (amount, divisor) = match resource {
         "cpu" => (amount.milli_value(), divisor.milli_value()),
         _ => (amount.value(), divisor.value()),

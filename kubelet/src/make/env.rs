@@ -70,11 +70,7 @@ pub fn environment(
     Ok(result.into_iter().collect())
 }
 
-fn env_from(
-    container: &Container,
-    objects: &EnvObjects,
-    result: &mut BTreeMap<String, String>,
-) -> Result<(), String> {
+fn env_from(container: &Container, objects: &EnvObjects, result: &mut BTreeMap<String, String>) -> Result<(), String> {
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         if let Some(reference) = &from.config_map_ref {
@@ -228,9 +224,10 @@ mod tests {
 
     #[test]
     fn services_become_variables() {
-        let service: Service = serde_json::from_value(serde_json::json!({"metadata": {"name": "my-db", "namespace": "n"},
+        let service: Service =
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "my-db", "namespace": "n"},
             "spec": {"clusterIP": "10.0.0.1", "ports": [{"name": "sql", "port": 5432}]}}))
-        .unwrap();
+            .unwrap();
         let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"namespace": "n"}})).unwrap();
         let variables = service_variables(&pod, &[service]);
         assert_eq!(variables["MY_DB_SERVICE_HOST"], "10.0.0.1");

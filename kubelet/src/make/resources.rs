@@ -81,7 +81,8 @@ pub fn pod_limits(pod: &Pod, node: &Node) -> PodLimits {
     let cpu = requests(pod).get("cpu").map_or(0, |q| q.milli_value());
     let all = limits(pod);
     let everywhere = |name: &str| {
-        let declared = |c: &Container| !quantity::get(c.resources.as_ref().and_then(|r| r.limits.as_ref()), name).is_zero();
+        let declared =
+            |c: &Container| !quantity::get(c.resources.as_ref().and_then(|r| r.limits.as_ref()), name).is_zero();
         spec::containers(pod).all(|(_, c)| declared(c))
     };
     let mut result = PodLimits { shares: shares(cpu), ..Default::default() };

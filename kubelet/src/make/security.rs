@@ -128,16 +128,24 @@ pub fn sandbox(pod: &Pod, node: &Node) -> cri::LinuxSandboxSecurityContext {
         supplemental_groups: groups(pod),
         supplemental_groups_policy: groups_policy(pod),
         privileged: spec::containers(pod).any(|(_, c)| of_container(c).privileged == Some(true)),
-        seccomp: Some(seccomp(context.seccomp_profile.as_ref().or(Some(&SeccompProfile {
-            type_: "RuntimeDefault".into(),
-            ..Default::default()
-        })), node)),
+        seccomp: Some(seccomp(
+            context
+                .seccomp_profile
+                .as_ref()
+                .or(Some(&SeccompProfile { type_: "RuntimeDefault".into(), ..Default::default() })),
+            node,
+        )),
         ..Default::default()
     }
 }
 
 /// The security context of a container.
-pub fn container(pod: &Pod, container: &Container, node: &Node, image: &ImageUser) -> cri::LinuxContainerSecurityContext {
+pub fn container(
+    pod: &Pod,
+    container: &Container,
+    node: &Node,
+    image: &ImageUser,
+) -> cri::LinuxContainerSecurityContext {
     let (of_pod, own) = (of_pod(pod), of_container(container));
     let user = own.run_as_user.or(of_pod.run_as_user);
     let (uid, name) = match user {

@@ -58,6 +58,13 @@ pub enum Action {
     },
     /// Take volumes and cgroup away: nothing runs any more.
     CleanUp,
+    /// Forget sandboxes and containers that have served their time.
+    Collect {
+        /// Ids of sandboxes.
+        sandboxes: Vec<String>,
+        /// Ids of containers.
+        containers: Vec<String>,
+    },
 }
 
 /// Why a container is stopped.
@@ -86,6 +93,8 @@ pub enum Task {
     Start(String),
     /// [`Action::KillContainer`] of a container id, with the grace given.
     Kill(String, i64),
+    /// [`Action::Collect`].
+    Collect,
 }
 
 impl Action {
@@ -97,6 +106,7 @@ impl Action {
             Action::EnsureImage { container } => Task::Image(container.clone()),
             Action::StartContainer { container, .. } => Task::Start(container.clone()),
             Action::KillContainer { id, grace, .. } => Task::Kill(id.clone(), *grace),
+            Action::Collect { .. } => Task::Collect,
         }
     }
 }
@@ -233,6 +243,7 @@ impl<'a> Planner<'a> {
     /// The pod lives: bring every container to where it should be.
     fn run(&mut self) {
         let view = self.view;
+        self.collect();
         self.volumes();
         let sandbox = self.sandbox();
         let initialized = self.initialized(sandbox);
@@ -288,6 +299,13 @@ impl<'a> Planner<'a> {
         record.is_some_and(|r| matches!(r.state, State::Exited | State::Unknown))
     }
 
+    fn collect(&mut self) {
+        let (sandboxes, containers) = self.view.runtime.spent();
+        if !(sandboxes.is_empty() && containers.is_empty()) {
+            self.act(Action::Collect { sandboxes, containers });
+        }
+    }
+
     fn volumes(&mut self) {
         match self.view.volumes {
             Volumes::Absent | Volumes::Stale => self.act(Action::MountVolumes),
@@ -341,7 +359,8 @@ impl<'a> Planner<'a> {
     }
 
     fn kill(&mut self, record: &ContainerRecord, grace: i64, cause: Cause) {
-        let under_way = self.view.busy.iter().any(|t| matches!(t, Task::Kill(id, g) if *id == record.id && *g <= grace));
+        let under_way =
+            self.view.busy.iter().any(|t| matches!(t, Task::Kill(id, g) if *id == record.id && *g <= grace));
         if !under_way {
             self.out.actions.push(Action::KillContainer {
                 container: record.name.clone(),
@@ -353,7 +372,13 @@ impl<'a> Planner<'a> {
     }
 
     /// Starts a container that does not run, if it should and may.
-    fn start(&mut self, role: Role, container: &Container, in_sandbox: Option<&ContainerRecord>, sandbox: Option<&str>) {
+    fn start(
+        &mut self,
+        role: Role,
+        container: &Container,
+        in_sandbox: Option<&ContainerRecord>,
+        sandbox: Option<&str>,
+    ) {
         let view = self.view;
         let name = &container.name;
         if view.busy.contains(&Task::Start(name.clone())) {
@@ -439,9 +464,8 @@ impl<'a> Planner<'a> {
 
     fn kill_running(&mut self, ending: &Ending, sidecars_too: bool) {
         let view = self.view;
-        let is_sidecar = |r: &ContainerRecord| {
-            spec::container(view.pod, &r.name).is_some_and(|(role, _)| role == Role::Sidecar)
-        };
+        let is_sidecar =
+            |r: &ContainerRecord| spec::container(view.pod, &r.name).is_some_and(|(role, _)| role == Role::Sidecar);
         let mains: Vec<_> = view.runtime.running().filter(|r| !is_sidecar(r)).collect();
         for record in &mains {
             self.kill(record, ending.grace, Cause::PodEnds);
@@ -525,6 +549,9 @@ impl fmt::Display for Action {
                 write!(f, "kill {container} ({id}) within {grace} s: {cause}")
             }
             Action::CleanUp => f.write_str("clean up"),
+            Action::Collect { sandboxes, containers } => {
+                write!(f, "forget {}", [sandboxes.join(" "), containers.join(" ")].join(" ").trim())
+            }
         }
     }
 }

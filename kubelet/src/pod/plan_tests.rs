@@ -165,6 +165,10 @@ impl World {
                 self.runtime.merge_container(record);
             }
             Action::KillContainer { container, .. } => self.exit(container, 143),
+            Action::Collect { sandboxes, containers } => {
+                self.runtime.sandboxes.retain(|s| !sandboxes.contains(&s.id));
+                self.runtime.containers.retain(|c| !containers.contains(&c.id));
+            }
         }
     }
 
@@ -222,7 +226,8 @@ fn init_containers_run_one_after_another() {
 
 #[test]
 fn a_failed_init_container_fails_a_pod_that_never_restarts() {
-    let mut w = world(json!({"restartPolicy": "Never", "initContainers": [{"name": "x"}], "containers": [{"name": "a"}]}));
+    let mut w =
+        world(json!({"restartPolicy": "Never", "initContainers": [{"name": "x"}], "containers": [{"name": "a"}]}));
     w.settle();
     w.exit("x", 1);
     assert_eq!(w.settle(), "stop sandbox s0\nclean up\n");
@@ -256,8 +261,8 @@ fn a_lost_sandbox_is_replaced_and_everything_starts_again() {
     w.exit("x", 0);
     w.settle();
     w.runtime.sandboxes[0].ready = false;
-    assert_eq!(w.step(), "stop sandbox s0\n", "what still runs in it is stopped first");
-    assert_eq!(w.settle(), "create sandbox #1\nensure image of x\nstart x #1 in s1\n");
+    assert_eq!(w.step(), "stop sandbox s0\nensure image of x\n", "what still runs in it is stopped first");
+    assert_eq!(w.settle(), "create sandbox #1\nstart x #1 in s1\n");
     w.exit("x", 0);
     assert_eq!(w.settle(), "ensure image of a\nstart a #1 in s1\n");
 }
@@ -290,7 +295,8 @@ fn a_post_start_hook_holds_the_next_container() {
 fn an_image_that_fails_is_shown_and_tried_again_later() {
     let mut w = world(json!({"containers": [{"name": "a"}]}));
     w.step();
-    let failure = Failure { reason: "ErrImagePull".into(), message: "no".into(), retry: w.now + SignedDuration::from_secs(10) };
+    let failure =
+        Failure { reason: "ErrImagePull".into(), message: "no".into(), retry: w.now + SignedDuration::from_secs(10) };
     w.images.insert("a".into(), Err(failure));
     assert_eq!(w.step(), "a waits: ErrImagePull: no\nask again at 2027-01-15T08:00:10Z\n");
     w.later(10);

@@ -3,6 +3,7 @@
 //! Knowledge arrives from several sides (answers to our own calls, events, relists) and not always in order. States only
 //! go forward, so records merge by keeping the later state; see [`PodRecord::merge_container`].
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use bosun_proto::cri;
@@ -233,6 +234,24 @@ impl PodRecord {
                 true
             }
         }
+    }
+
+    /// What has served its time: sandboxes that were replaced and hold nothing that runs, and containers older than the
+    /// last one that ended of their name. Returns the ids of each.
+    pub fn spent(&self) -> (Vec<String>, Vec<String>) {
+        let holds = |id: &str| self.containers.iter().any(|c| c.sandbox == id && c.state == State::Running);
+        let replaced = self.sandboxes.iter().skip(1).filter(|s| !s.ready && !holds(&s.id));
+        let mut kept: BTreeMap<&str, usize> = BTreeMap::new();
+        let old = self.containers.iter().filter(|c| {
+            let count = kept.entry(c.name.as_str()).or_default();
+            *count += 1;
+            *count > 2 && matches!(c.state, State::Exited | State::Created)
+        });
+        let containers: Vec<String> = old.map(|c| c.id.clone()).collect();
+        // A sandbox goes with its containers: only once none of them is kept for its log.
+        let empty = |id: &str| !self.containers.iter().any(|c| c.sandbox == id && !containers.contains(&c.id));
+        let sandboxes = replaced.filter(|s| empty(&s.id)).map(|s| s.id.clone()).collect();
+        (sandboxes, containers)
     }
 
     /// Forgets what a listing begun at `since` did not show. What was told later than that is kept.

@@ -159,7 +159,8 @@ pub fn status(input: &StatusInput<'_>) -> PodStatus {
 
 /// The phase of a pod that was ended from outside: what its containers' exit codes say.
 fn ended_phase(input: &StatusInput<'_>, computed: &'static str) -> &'static str {
-    let exited = |c: &Container| input.runtime.newest(&c.name).filter(|r| r.state == State::Exited).map(|r| r.exit_code);
+    let exited =
+        |c: &Container| input.runtime.newest(&c.name).filter(|r| r.state == State::Exited).map(|r| r.exit_code);
     let codes: Vec<_> = spec::spec(input.pod).containers.iter().map(exited).collect();
     match computed {
         "Pending" | "Running" if codes.iter().all(|code| *code == Some(0)) => "Succeeded",
@@ -298,10 +299,8 @@ fn lost(input: &StatusInput<'_>, record: &ContainerRecord) -> ContainerStateTerm
 fn conditions(input: &StatusInput<'_>, old: &PodStatus, status: &PodStatus) -> Vec<PodCondition> {
     let phase = status.phase.as_deref().unwrap_or_default();
     let sandbox_up = input.runtime.ready_sandbox().is_some() && !(input.ending && input.stopped);
-    let mut list = vec![
-        ("PodReadyToStartContainers", answer(sandbox_up)),
-        ("Initialized", initialized(input, status, phase)),
-    ];
+    let mut list =
+        vec![("PodReadyToStartContainers", answer(sandbox_up)), ("Initialized", initialized(input, status, phase))];
     let containers_ready = containers_ready(input, status, phase);
     let ready = match ungated(input.pod, old) {
         Some(message) if containers_ready.0 => (false, Some("ReadinessGatesNotReady"), Some(message)),
@@ -371,9 +370,8 @@ fn containers_ready(input: &StatusInput<'_>, status: &PodStatus, phase: &str) ->
     if phase == "Failed" {
         return (false, Some("PodFailed"), None);
     }
-    let is_sidecar = |s: &&ContainerStatus| {
-        spec::container(input.pod, &s.name).is_some_and(|(role, _)| role == Role::Sidecar)
-    };
+    let is_sidecar =
+        |s: &&ContainerStatus| spec::container(input.pod, &s.name).is_some_and(|(role, _)| role == Role::Sidecar);
     let sidecars = status.init_container_statuses.iter().flatten().filter(is_sidecar);
     let all = sidecars.chain(status.container_statuses.iter().flatten());
     let unready: Vec<&str> = all.filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
@@ -394,8 +392,13 @@ fn ungated(pod: &Pod, old: &PodStatus) -> Option<String> {
             let found = old.conditions.iter().flatten().find(|c| c.type_ == gate.condition_type);
             match found {
                 Some(c) if c.status == "True" => None,
-                Some(c) => Some(format!("the status of pod readiness gate {:?} is not \"True\", but {}", c.type_, c.status)),
-                None => Some(format!("corresponding condition of pod readiness gate {:?} does not exist.", gate.condition_type)),
+                Some(c) => {
+                    Some(format!("the status of pod readiness gate {:?} is not \"True\", but {}", c.type_, c.status))
+                }
+                None => Some(format!(
+                    "corresponding condition of pod readiness gate {:?} does not exist.",
+                    gate.condition_type
+                )),
             }
         })
         .collect();

@@ -31,7 +31,8 @@ pub fn for_container(
     for (index, wanted) in container.volume_mounts.iter().flatten().enumerate() {
         mounts.push(volume_mount(pod, container, node, wanted, index, variables)?);
     }
-    let taken = |path: &str| container.volume_mounts.iter().flatten().any(|m| m.mount_path.trim_end_matches('/') == path);
+    let taken =
+        |path: &str| container.volume_mounts.iter().flatten().any(|m| m.mount_path.trim_end_matches('/') == path);
     if !taken("/etc/hosts") {
         let path = hosts_file(pod, node, pod_ips).map_err(|error| format!("write the hosts file: {error}"))?;
         mounts.push(bind(text(&path), "/etc/hosts", false));
@@ -92,7 +93,10 @@ fn sub_path(wanted: &VolumeMount, variables: &[(String, String)]) -> Result<Opti
         _ => return Ok(None),
     };
     if let Some(name) = missing.take() {
-        return Err(format!("missing value for {name:?} in subPathExpr {:?}", wanted.sub_path_expr.as_deref().unwrap_or("")));
+        return Err(format!(
+            "missing value for {name:?} in subPathExpr {:?}",
+            wanted.sub_path_expr.as_deref().unwrap_or("")
+        ));
     }
     let path = PathBuf::from(&given);
     let inside = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
@@ -113,7 +117,12 @@ fn bind_sub_path(
     sub: &Path,
     read_only: bool,
 ) -> Result<PathBuf, String> {
-    let failed = |error: io::Error| format!("failed to prepare subPath for volumeMount {:?} of container {:?}: {error}", wanted.name, container.name);
+    let failed = |error: io::Error| {
+        format!(
+            "failed to prepare subPath for volumeMount {:?} of container {:?}: {error}",
+            wanted.name, container.name
+        )
+    };
     let root = fs::File::open(volume).map_err(failed)?;
     let open = |path: &Path, flags: OFlag| {
         let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
@@ -127,7 +136,8 @@ fn bind_sub_path(
         other => other,
     }
     .map_err(failed)?;
-    let place = node.pod_dir(pod).join("volume-subpaths").join(&wanted.name).join(&container.name).join(index.to_string());
+    let place =
+        node.pod_dir(pod).join("volume-subpaths").join(&wanted.name).join(&container.name).join(index.to_string());
     let source = format!("/proc/self/fd/{}", opened.as_raw_fd());
     let is_dir = fs::metadata(&source).map_err(failed)?.is_dir();
     let bind = || -> io::Result<()> {

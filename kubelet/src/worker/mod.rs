@@ -293,7 +293,8 @@ impl Worker {
         conditions.retain(|c| OWN_CONDITIONS.contains(&c.type_.as_str()));
         conditions.extend(theirs.into_iter().filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str())));
         pod.status = Some(own);
-        if pod.metadata.labels != self.pod.metadata.labels || pod.metadata.annotations != self.pod.metadata.annotations {
+        if pod.metadata.labels != self.pod.metadata.labels || pod.metadata.annotations != self.pod.metadata.annotations
+        {
             self.volumes_stale();
         }
         self.pod = Arc::new(pod);
@@ -323,7 +324,9 @@ impl Worker {
         }
         wake.at(self.run_probes(now));
         wake.at(self.refresh.filter(|_| self.ending.is_none()));
-        wake.at(active_deadline(&self.pod, Some(self.started)).filter(|_| self.ending.is_none() && self.failed.is_none()));
+        wake.at(
+            active_deadline(&self.pod, Some(self.started)).filter(|_| self.ending.is_none() && self.failed.is_none())
+        );
         self.show(now);
         self.remember();
         wake.at(self.write(now));
@@ -397,7 +400,10 @@ impl Worker {
     /// An event for each container that begins to wait out its back-off.
     fn tell_backoff(&mut self, waiting: &BTreeMap<String, Waiting>, now: Timestamp) {
         for (container, _) in waiting.iter().filter(|(_, w)| w.reason == "CrashLoopBackOff") {
-            let told = self.told_backoff.get(container).is_some_and(|at| now.duration_since(*at) < SignedDuration::from_secs(10));
+            let told = self
+                .told_backoff
+                .get(container)
+                .is_some_and(|at| now.duration_since(*at) < SignedDuration::from_secs(10));
             if !told {
                 self.told_backoff.insert(container.clone(), now);
                 let message =
@@ -432,6 +438,10 @@ impl Worker {
             }
             Action::StopSandbox { id } => {
                 self.tasks.spawn(async move { done(tasks::stop_sandbox(&context, id).await) });
+            }
+            Action::Collect { sandboxes, containers } => {
+                let logs = self.runtime.containers.iter().filter(|c| containers.contains(&c.id)).cloned().collect();
+                self.tasks.spawn(async move { done(tasks::collect(&context, &pod, sandboxes, logs).await) });
             }
             Action::EnsureImage { container } => {
                 let give_up = self.give_up.clone();
@@ -553,6 +563,10 @@ impl Worker {
                 tracing::warn!(pod = spec::title(&self.pod), message, "the pod's folders were not removed");
                 let retry = now + SignedDuration::from_secs(2);
                 self.volumes = Volumes::Failed(Failure { reason: "FailedUnmount".into(), message, retry });
+            }
+            TaskResult::Collected(ids) => {
+                self.runtime.containers.retain(|c| !ids.contains(&c.id));
+                self.runtime.sandboxes.retain(|s| !ids.contains(&s.id));
             }
             TaskResult::Sandbox(Ok(record)) => {
                 self.sandbox_failure = None;
@@ -677,8 +691,7 @@ impl Worker {
             });
         } else if self.ended && self.pod.metadata.deletion_timestamp.is_some() && !self.is_static {
             self.writing = true;
-            self.tasks
-                .spawn(async move { Done::Deleted(api_status::delete(client, &namespace, &name, &uid).await) });
+            self.tasks.spawn(async move { Done::Deleted(api_status::delete(client, &namespace, &name, &uid).await) });
         }
         None
     }

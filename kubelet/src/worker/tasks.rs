@@ -42,6 +42,38 @@ pub(super) enum TaskResult {
     Prepared(Result<Ready, Failure>),
     Started(Vec<ContainerRecord>, Option<Failure>),
     Killed(Option<ContainerRecord>),
+    Collected(Vec<String>),
+}
+
+/// Forgets containers with their logs, and sandboxes. Returns what is gone; the rest is tried again by the plan.
+pub(super) async fn collect(
+    context: &Context,
+    pod: &Pod,
+    sandboxes: Vec<String>,
+    containers: Vec<ContainerRecord>,
+) -> TaskResult {
+    let mut gone = Vec::new();
+    for container in containers {
+        match context.runtime.remove_container(&container.id).await {
+            Ok(()) => {
+                let log = format!("{}/{}.log", container.name, container.attempt);
+                let _ = fs::remove_file(context.node.log_dir(pod).join(log));
+                let _ = fs::remove_file(link_path(context, pod, &container.name, &container.id));
+                gone.push(container.id);
+            }
+            Err(error) => tracing::warn!(%error, "a dead container was not removed"),
+        }
+    }
+    for id in sandboxes {
+        match context.runtime.remove_sandbox(&id).await {
+            Ok(()) => gone.push(id),
+            Err(error) => tracing::warn!(%error, "a dead sandbox was not removed"),
+        }
+    }
+    if gone.is_empty() {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    TaskResult::Collected(gone)
 }
 
 /// What a container needs that can be had before its sandbox is up.
