@@ -13,3 +13,4 @@ pub mod schema;
 pub mod scheduling;
 pub mod selector;
 pub mod status;
+pub mod validation;

@@ -1,5 +1,7 @@
 //! bridge, host-local and loopback on a real kernel, each test in its own network namespaces.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod node;
 
 use node::{Node, answer, with_result};
@@ -100,7 +102,8 @@ fn the_reference_plugins_attachments_are_ours_to_delete() {
 fn check_finds_what_was_tampered_with() {
     let node = Node::new();
     let conf = node.network("1.0.0");
-    let tampering: [(&str, &dyn Fn(&Node)); 6] = [
+    type Tamper<'a> = (&'a str, &'a dyn Fn(&Node));
+    let tampering: [Tamper<'_>; 6] = [
         ("has no address 10.88", &|node| drop(node.inside("a", "ip addr flush dev eth0"))),
         ("has no route to 0.0.0.0/0", &|node| drop(node.inside("a", "ip route del default"))),
         ("no link veth", &|node| drop(node.inside("a", "ip link del eth0"))),

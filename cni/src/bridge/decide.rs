@@ -216,15 +216,15 @@ mod tests {
 
     fn call(extra: Value) -> Call {
         let environment = Environment::from_lookup(|name| {
-            Some(match name {
+            let value = match name {
                 "CNI_COMMAND" => "ADD",
                 "CNI_CONTAINERID" => "c1",
                 "CNI_NETNS" => "/run/netns/c1",
                 "CNI_IFNAME" => "eth0",
                 "CNI_PATH" => "/opt/cni/bin",
                 _ => return None,
-            })
-            .map(str::to_owned)
+            };
+            Some(value.to_owned())
         })
         .unwrap();
         let mut conf = json!({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "ipam": {"type": "host-local"}});

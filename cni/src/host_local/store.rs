@@ -218,7 +218,9 @@ impl Store {
         let mut hints = HashSet::new();
         for (address, owner) in self.all()? {
             match owner {
-                Some(owner) if valid.contains(&owner) => drop(hints.insert(self.owner_file(&owner))),
+                Some(owner) if valid.contains(&owner) => {
+                    hints.insert(self.owner_file(&owner));
+                }
                 _ => remove(&self.file(address))?,
             }
         }

@@ -2,6 +2,7 @@
 //! calls them.
 
 #![allow(dead_code, reason = "each test file uses its own part of the node")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
