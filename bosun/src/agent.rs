@@ -177,7 +177,8 @@ impl Options {
         match (&self.token, &self.token_file) {
             (Some(token), _) => Ok(Some(token.clone())),
             (None, Some(file)) => {
-                let text = std::fs::read_to_string(file).with_context(|| format!("read --token-file {}", file.display()))?;
+                let text =
+                    std::fs::read_to_string(file).with_context(|| format!("read --token-file {}", file.display()))?;
                 Ok(Some(text.trim().to_owned()))
             }
             (None, None) => Ok(None),
@@ -196,10 +197,14 @@ fn flatten(ended: Option<Result<Result<()>, tokio::task::JoinError>>) -> Result<
 /// Gets the cluster's authority and writes the bootstrap kubeconfig, unless the node has a certificate already.
 async fn trust(options: &Options, files: &Files) -> Result<()> {
     let ca_pem = match (&options.ca_file, &options.ca_cert_hash) {
-        (Some(file), _) => std::fs::read_to_string(file).with_context(|| format!("read --ca-file {}", file.display()))?,
+        (Some(file), _) => {
+            std::fs::read_to_string(file).with_context(|| format!("read --ca-file {}", file.display()))?
+        }
         (None, Some(hash)) => fetch_ca(&options.server, hash).await?,
         (None, None) if files.ca.exists() => std::fs::read_to_string(&files.ca)?,
-        (None, None) => bail!("the server cannot be trusted yet: give --ca-cert-hash (the server prints it) or --ca-file"),
+        (None, None) => {
+            bail!("the server cannot be trusted yet: give --ca-cert-hash (the server prints it) or --ca-file")
+        }
     };
     write_atomic(&files.ca, ca_pem.as_bytes(), 0o644)?;
     match options.token()? {

@@ -139,7 +139,8 @@ mod tests {
         let config = Arc::new(tls::server_config(cert, None).unwrap());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = format!("https://{}", listener.local_addr().unwrap());
-        let service = tower::service_fn(|_: http::Request<Body>| async { Ok::<_, Infallible>(http::Response::new(empty())) });
+        let service =
+            tower::service_fn(|_: http::Request<Body>| async { Ok::<_, Infallible>(http::Response::new(empty())) });
         tokio::spawn(serve(listener, Some(config), service, CancellationToken::new()));
 
         let hash = ca_hash(ca.cert_pem()).unwrap();

@@ -15,6 +15,7 @@ mod agent;
 mod join;
 mod pki;
 mod server;
+mod token;
 
 /// Kubernetes in one binary: `bosun server` runs a control plane, `bosun agent` makes this machine a node of it.
 #[derive(Parser)]

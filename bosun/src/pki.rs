@@ -55,10 +55,8 @@ impl ClusterPki {
     /// A file cannot be read, parsed or written.
     pub fn open(folder: &Path, names: &BTreeSet<String>) -> Result<Self> {
         create_dir(folder, 0o700)?;
-        let pair = |name: &str| Pair {
-            cert: folder.join(format!("{name}.crt")),
-            key: folder.join(format!("{name}.key")),
-        };
+        let pair =
+            |name: &str| Pair { cert: folder.join(format!("{name}.crt")), key: folder.join(format!("{name}.key")) };
         let ca_files = pair("ca");
         let ca = CertificateAuthority::load_or_generate(&ca_files.cert, &ca_files.key, "kubernetes")?;
         let pki = Self {

@@ -9,9 +9,7 @@ use std::{
 };
 
 /// The specification versions whose configurations are taken and whose results are written.
-pub const SUPPORTED_VERSIONS: [&str; 7] = [
-    "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",
-];
+pub const SUPPORTED_VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// What a configuration without `cniVersion` is taken for.
 const UNVERSIONED: &str = "0.1.0";
@@ -84,14 +82,11 @@ impl Environment {
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
         let get = |name: &str| lookup(name).unwrap_or_default();
         let word = get("CNI_COMMAND");
-        let command = Command::parse(&word)
-            .ok_or_else(|| invalid(format!("unknown CNI_COMMAND: {word:?}")))?;
+        let command = Command::parse(&word).ok_or_else(|| invalid(format!("unknown CNI_COMMAND: {word:?}")))?;
         let environment = Self {
             command,
             container_id: get("CNI_CONTAINERID"),
-            netns: Some(get("CNI_NETNS"))
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from),
+            netns: Some(get("CNI_NETNS")).filter(|path| !path.is_empty()).map(PathBuf::from),
             ifname: get("CNI_IFNAME"),
             args: split_args(&get("CNI_ARGS")),
             path: get("CNI_PATH"),
@@ -104,40 +99,20 @@ impl Environment {
         let attachment = matches!(self.command, Command::Add | Command::Del | Command::Check);
         let needed = [
             ("CNI_CONTAINERID", attachment, !self.container_id.is_empty()),
-            (
-                "CNI_NETNS",
-                attachment && self.command != Command::Del,
-                self.netns.is_some(),
-            ),
+            ("CNI_NETNS", attachment && self.command != Command::Del, self.netns.is_some()),
             ("CNI_IFNAME", attachment, !self.ifname.is_empty()),
-            (
-                "CNI_PATH",
-                self.command != Command::Version,
-                !self.path.is_empty(),
-            ),
+            ("CNI_PATH", self.command != Command::Version, !self.path.is_empty()),
         ];
-        let missing: Vec<_> = needed
-            .iter()
-            .filter(|(_, needed, present)| *needed && !present)
-            .map(|(name, ..)| *name)
-            .collect();
+        let missing: Vec<_> =
+            needed.iter().filter(|(_, needed, present)| *needed && !present).map(|(name, ..)| *name).collect();
         if !missing.is_empty() {
-            return Err(invalid(format!(
-                "required env variables [{}] missing",
-                missing.join(",")
-            )));
+            return Err(invalid(format!("required env variables [{}] missing", missing.join(","))));
         }
         if attachment && !is_identifier(&self.container_id) {
-            return Err(invalid(format!(
-                "invalid characters in containerID {:?}",
-                self.container_id
-            )));
+            return Err(invalid(format!("invalid characters in containerID {:?}", self.container_id)));
         }
         if attachment && !is_interface_name(&self.ifname) {
-            return Err(invalid(format!(
-                "CNI_IFNAME {:?} is no valid interface name",
-                self.ifname
-            )));
+            return Err(invalid(format!("CNI_IFNAME {:?} is no valid interface name", self.ifname)));
         }
         Ok(())
     }
@@ -145,10 +120,7 @@ impl Environment {
     /// The value of `key` in `CNI_ARGS`, whatever its letters' case.
     #[must_use]
     pub fn arg(&self, key: &str) -> Option<&str> {
-        self.args
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case(key))
-            .map(|(_, value)| value.as_str())
+        self.args.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value.as_str())
     }
 }
 
@@ -166,9 +138,7 @@ fn split_args(text: &str) -> Vec<(String, String)> {
 /// Container identifiers and network names: a letter or digit, then also `_`, `.` and `-`.
 fn is_identifier(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
 fn is_interface_name(text: &str) -> bool {
@@ -250,18 +220,10 @@ impl Call {
             return Err(Error::new(Code::InvalidConfig, "missing network name"));
         }
         if !is_identifier(&conf.name) {
-            return Err(Error::new(
-                Code::InvalidConfig,
-                format!("invalid characters in network name {:?}", conf.name),
-            ));
+            return Err(Error::new(Code::InvalidConfig, format!("invalid characters in network name {:?}", conf.name)));
         }
         let prev_result = prev_result(input, &conf.cni_version)?;
-        Ok(Self {
-            environment,
-            conf,
-            input: input.to_vec(),
-            prev_result,
-        })
+        Ok(Self { environment, conf, input: input.to_vec(), prev_result })
     }
 
     /// The configuration as the plugin's own type.
@@ -275,10 +237,7 @@ impl Call {
     /// The attachment the command is about.
     #[must_use]
     pub fn attachment(&self) -> Attachment {
-        Attachment {
-            container_id: self.environment.container_id.clone(),
-            ifname: self.environment.ifname.clone(),
-        }
+        Attachment { container_id: self.environment.container_id.clone(), ifname: self.environment.ifname.clone() }
     }
 
     /// The container's network namespace, which ADD and CHECK always have.
@@ -292,30 +251,19 @@ impl Call {
     /// # Errors
     /// When the runtime did not pass it.
     pub fn required_prev_result(&self) -> Result<&CniResult, Error> {
-        self.prev_result
-            .as_ref()
-            .ok_or_else(|| Error::new(Code::InvalidConfig, "Required prevResult missing"))
+        self.prev_result.as_ref().ok_or_else(|| Error::new(Code::InvalidConfig, "Required prevResult missing"))
     }
 
     /// The attachments GC has to keep.
     #[must_use]
     pub fn valid_attachments(&self) -> HashSet<Attachment> {
-        self.conf
-            .valid_attachments
-            .iter()
-            .flatten()
-            .cloned()
-            .collect()
+        self.conf.valid_attachments.iter().flatten().cloned().collect()
     }
 }
 
 fn decode<T: serde::de::DeserializeOwned>(input: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(input).map_err(|error| {
-        Error::new(
-            Code::Decode,
-            format!("failed to load the network configuration: {error}"),
-        )
-    })
+    serde_json::from_slice(input)
+        .map_err(|error| Error::new(Code::Decode, format!("failed to load the network configuration: {error}")))
 }
 
 fn prev_result(input: &[u8], version: &str) -> Result<Option<CniResult>, Error> {
@@ -334,21 +282,15 @@ fn prev_result(input: &[u8], version: &str) -> Result<Option<CniResult>, Error> 
 
 fn check_version(version: &str, command: Command) -> Result<(), Error> {
     if !SUPPORTED_VERSIONS.contains(&version) {
-        return Err(
-            Error::new(Code::IncompatibleVersion, "incompatible CNI versions").details(format!(
-                "config is {version:?}, plugin supports {SUPPORTED_VERSIONS:?}"
-            )),
-        );
+        return Err(Error::new(Code::IncompatibleVersion, "incompatible CNI versions")
+            .details(format!("config is {version:?}, plugin supports {SUPPORTED_VERSIONS:?}")));
     }
     // The versions are listed oldest first.
     let place = |v: &str| SUPPORTED_VERSIONS.iter().position(|known| *known == v);
     if place(version) < place(command.since()) {
         return Err(Error::new(
             Code::IncompatibleVersion,
-            format!(
-                "config version {version:?} does not allow {command:?}, which came with {}",
-                command.since()
-            ),
+            format!("config version {version:?} does not allow {command:?}, which came with {}", command.since()),
         ));
     }
     Ok(())
@@ -372,6 +314,5 @@ pub fn version_of(input: &[u8]) -> String {
 /// The answer to VERSION.
 #[must_use]
 pub fn version_answer(input: &[u8]) -> String {
-    serde_json::json!({ "cniVersion": version_of(input), "supportedVersions": SUPPORTED_VERSIONS })
-        .to_string()
+    serde_json::json!({ "cniVersion": version_of(input), "supportedVersions": SUPPORTED_VERSIONS }).to_string()
 }

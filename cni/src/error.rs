@@ -48,11 +48,7 @@ pub struct Error {
 impl Error {
     /// An error without details.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            code: code as u32,
-            message: message.into(),
-            details: String::new(),
-        }
+        Self { code: code as u32, message: message.into(), details: String::new() }
     }
 
     /// The same error with the circumstances in front of its message.
@@ -72,8 +68,7 @@ impl Error {
     /// The error object of the specification.
     #[must_use]
     pub fn to_json(&self, version: &str) -> String {
-        let mut object =
-            serde_json::json!({ "cniVersion": version, "code": self.code, "msg": self.message });
+        let mut object = serde_json::json!({ "cniVersion": version, "code": self.code, "msg": self.message });
         if !self.details.is_empty() {
             object["details"] = self.details.clone().into();
         }
@@ -94,9 +89,7 @@ impl Failures {
                 match &mut self.0 {
                     None => self.0 = Some(error),
                     Some(first) => {
-                        first.details = format!("{}; also {error}", first.details)
-                            .trim_start_matches("; ")
-                            .to_owned()
+                        first.details = format!("{}; also {error}", first.details).trim_start_matches("; ").to_owned()
                     }
                 }
                 None

@@ -10,12 +10,7 @@ const BINARY: &str = "bosun-cni";
 /// # Errors
 /// What could not be written, with its path.
 pub fn install(exe: &Path, dir: &Path) -> io::Result<()> {
-    let place = |error: io::Error| {
-        io::Error::new(
-            error.kind(),
-            format!("install into {}: {error}", dir.display()),
-        )
-    };
+    let place = |error: io::Error| io::Error::new(error.kind(), format!("install into {}: {error}", dir.display()));
     fs::create_dir_all(dir).map_err(place)?;
     let staged = dir.join(format!(".{BINARY}.{}", std::process::id()));
     let done = copy(exe, &staged).and_then(|()| fs::rename(&staged, dir.join(BINARY)));
@@ -23,13 +18,8 @@ pub fn install(exe: &Path, dir: &Path) -> io::Result<()> {
         let _ = fs::remove_file(&staged);
         return Err(place(error));
     }
-    PLUGINS
-        .iter()
-        .try_for_each(|name| link(dir, name))
-        .map_err(place)?;
-    fs::File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(place)
+    PLUGINS.iter().try_for_each(|name| link(dir, name)).map_err(place)?;
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(place)
 }
 
 fn copy(exe: &Path, staged: &Path) -> io::Result<()> {
@@ -64,11 +54,6 @@ mod tests {
             }
             assert_eq!(fs::read_dir(&target).unwrap().count(), PLUGINS.len() + 1);
         }
-        assert!(
-            install(&dir.path().join("missing"), &target)
-                .unwrap_err()
-                .to_string()
-                .contains("install into")
-        );
+        assert!(install(&dir.path().join("missing"), &target).unwrap_err().to_string().contains("install into"));
     }
 }

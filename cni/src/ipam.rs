@@ -15,12 +15,7 @@ pub(crate) fn add(call: &Call) -> Result<CniResult, Error> {
         None => run(call, Command::Add).and_then(|output| {
             serde_json::from_slice(&output)
                 .and_then(|value| CniResult::from_value(value, &call.conf.cni_version))
-                .map_err(|error| {
-                    Error::new(
-                        Code::Decode,
-                        format!("result of IPAM plugin {:?}: {error}", kind(call)),
-                    )
-                })
+                .map_err(|error| Error::new(Code::Decode, format!("result of IPAM plugin {:?}: {error}", kind(call))))
         }),
     }
 }
@@ -32,10 +27,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
 
 /// IPAM CHECK.
 pub(crate) fn check(call: &Call) -> Result<(), Error> {
-    plugin(kind(call)).map_or_else(
-        || run(call, Command::Check).map(drop),
-        |ours| ours.check(call),
-    )
+    plugin(kind(call)).map_or_else(|| run(call, Command::Check).map(drop), |ours| ours.check(call))
 }
 
 /// IPAM GC.
@@ -45,10 +37,7 @@ pub(crate) fn gc(call: &Call) -> Result<(), Error> {
 
 /// IPAM STATUS.
 pub(crate) fn status(call: &Call) -> Result<(), Error> {
-    plugin(kind(call)).map_or_else(
-        || run(call, Command::Status).map(drop),
-        |ours| ours.status(call),
-    )
+    plugin(kind(call)).map_or_else(|| run(call, Command::Status).map(drop), |ours| ours.status(call))
 }
 
 fn kind(call: &Call) -> &str {
@@ -59,31 +48,22 @@ fn kind(call: &Call) -> &str {
 fn find(call: &Call) -> Result<PathBuf, Error> {
     let name = kind(call);
     if name.contains('/') {
-        return Err(Error::new(
-            Code::InvalidConfig,
-            format!("invalid IPAM plugin name {name:?}"),
-        ));
+        return Err(Error::new(Code::InvalidConfig, format!("invalid IPAM plugin name {name:?}")));
     }
-    std::env::split_paths(&call.environment.path)
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file())
-        .ok_or_else(|| {
+    std::env::split_paths(&call.environment.path).map(|dir| dir.join(name)).find(|path| path.is_file()).ok_or_else(
+        || {
             Error::new(
                 Code::InvalidConfig,
-                format!(
-                    "failed to find plugin {name:?} in path [{}]",
-                    call.environment.path
-                ),
+                format!("failed to find plugin {name:?} in path [{}]", call.environment.path),
             )
-        })
+        },
+    )
 }
 
 /// Runs it with this process's environment but for the command, which a rollback changes.
 fn run(call: &Call, command: Command) -> Result<Vec<u8>, Error> {
     let path = find(call)?;
-    let failed = |error: std::io::Error| {
-        Error::new(Code::Delegate, format!("run {}: {error}", path.display()))
-    };
+    let failed = |error: std::io::Error| Error::new(Code::Delegate, format!("run {}: {error}", path.display()));
     let mut child = process::Command::new(&path)
         .env("CNI_COMMAND", format!("{command:?}").to_uppercase())
         .stdin(Stdio::piped())
@@ -95,11 +75,7 @@ fn run(call: &Call, command: Command) -> Result<Vec<u8>, Error> {
         let _ = stdin.write_all(&call.input);
     }
     let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        Ok(output.stdout)
-    } else {
-        Err(refused(&path.display(), &output))
-    }
+    if output.status.success() { Ok(output.stdout) } else { Err(refused(&path.display(), &output)) }
 }
 
 /// A delegate's error, passed on with its code.
@@ -112,14 +88,7 @@ fn refused(path: &dyn std::fmt::Display, output: &process::Output) -> Error {
         details: String,
     }
     match serde_json::from_slice::<Answer>(&output.stdout) {
-        Ok(answer) => Error {
-            code: answer.code,
-            message: answer.msg,
-            details: answer.details,
-        },
-        Err(_) => Error::new(
-            Code::Delegate,
-            format!("plugin {path} failed: {}", output.status),
-        ),
+        Ok(answer) => Error { code: answer.code, message: answer.msg, details: answer.details },
+        Err(_) => Error::new(Code::Delegate, format!("plugin {path} failed: {}", output.status)),
     }
 }

@@ -88,23 +88,13 @@ pub fn plugin_name(argv0: &OsStr) -> Option<&'static str> {
 /// Returns the exit status. The binary and an all-in-one multi-call binary share this entry.
 pub fn main(argv0: &OsStr, args: impl Iterator<Item = std::ffi::OsString>) -> u8 {
     if let Some(name) = plugin_name(argv0) {
-        return serve(
-            name,
-            &mut std::io::stdin().lock(),
-            &mut std::io::stdout().lock(),
-        );
+        return serve(name, &mut std::io::stdin().lock(), &mut std::io::stdout().lock());
     }
     let args: Vec<_> = args.collect();
     let words: Vec<_> = args.iter().map(|word| word.to_string_lossy()).collect();
     match words.iter().map(AsRef::as_ref).collect::<Vec<&str>>()[..] {
-        ["install", dir] => {
-            report(std::env::current_exe().and_then(|exe| install(&exe, Path::new(dir))))
-        }
-        ["version"] | ["--version"] => report(writeln!(
-            std::io::stdout(),
-            "bosun-cni {}",
-            env!("CARGO_PKG_VERSION")
-        )),
+        ["install", dir] => report(std::env::current_exe().and_then(|exe| install(&exe, Path::new(dir)))),
+        ["version"] | ["--version"] => report(writeln!(std::io::stdout(), "bosun-cni {}", env!("CARGO_PKG_VERSION"))),
         _ => {
             let usage = format!(
                 "usage: bosun-cni install DIR\nCalled by one of these names it is that CNI plugin: {}\n",
@@ -125,9 +115,8 @@ fn report(done: std::io::Result<()>) -> u8 {
 /// Serves one CNI command for the plugin `name`: environment and `stdin` in, result or error as JSON out.
 pub fn serve(name: &str, stdin: &mut dyn Read, stdout: &mut dyn Write) -> u8 {
     let mut input = Vec::new();
-    let read = stdin
-        .read_to_end(&mut input)
-        .map_err(|e| Error::new(Code::Io, format!("read the network configuration: {e}")));
+    let read =
+        stdin.read_to_end(&mut input).map_err(|e| Error::new(Code::Io, format!("read the network configuration: {e}")));
     let (version, outcome) = match read.and_then(|_| call::Environment::from_process()) {
         Ok(environment) => respond(name, environment, &input),
         Err(error) => (call::version_of(&input), Err(error)),
@@ -136,21 +125,14 @@ pub fn serve(name: &str, stdin: &mut dyn Read, stdout: &mut dyn Write) -> u8 {
         Ok(text) => (text, 0),
         Err(error) => (error.to_json(&version), 1),
     };
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => status,
         Err(_) => 1,
     }
 }
 
 /// The answer to one command, and the version it is to be written in.
-fn respond(
-    name: &str,
-    environment: call::Environment,
-    input: &[u8],
-) -> (String, Result<String, Error>) {
+fn respond(name: &str, environment: call::Environment, input: &[u8]) -> (String, Result<String, Error>) {
     let version = call::version_of(input);
     let outcome = run(name, environment, input);
     (version, outcome)
@@ -160,17 +142,11 @@ fn run(name: &str, environment: call::Environment, input: &[u8]) -> Result<Strin
     if environment.command == Command::Version {
         return Ok(call::version_answer(input));
     }
-    let plugin = plugin(name).ok_or_else(|| {
-        Error::new(
-            Code::InvalidConfig,
-            format!("no plugin {name:?} in this program"),
-        )
-    })?;
+    let plugin =
+        plugin(name).ok_or_else(|| Error::new(Code::InvalidConfig, format!("no plugin {name:?} in this program")))?;
     let call = Call::new(environment, input)?;
     match call.environment.command {
-        Command::Add => plugin
-            .add(&call)
-            .map(|result| result.to_json(&call.conf.cni_version)),
+        Command::Add => plugin.add(&call).map(|result| result.to_json(&call.conf.cni_version)),
         Command::Del => plugin.del(&call).map(|()| String::new()),
         Command::Check => plugin.check(&call).map(|()| String::new()),
         Command::Gc => plugin.gc(&call).map(|()| String::new()),

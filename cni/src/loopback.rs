@@ -19,34 +19,16 @@ fn open(netns: Option<&Path>) -> Result<Netlink, Error> {
 impl Plugin for Loopback {
     fn add(&self, call: &Call) -> Result<CniResult, Error> {
         let mut kernel = open(call.netns())?;
-        kernel.apply(&[Step::Up {
-            place: Place::Container,
-            link: LO.to_owned(),
-        }])?;
+        kernel.apply(&[Step::Up { place: Place::Container, link: LO.to_owned() }])?;
         if let Some(previous) = &call.prev_result {
             return Ok(previous.clone());
         }
-        let sandbox = call
-            .netns()
-            .map(|path| path.display().to_string())
-            .unwrap_or_default();
+        let sandbox = call.netns().map(|path| path.display().to_string()).unwrap_or_default();
         let link = kernel.link(Place::Container, LO)?.unwrap_or_default();
         let addresses = kernel.addresses(Place::Container, link.index)?;
         Ok(CniResult {
-            interfaces: vec![Interface {
-                name: LO.to_owned(),
-                mac: link.mac_text(),
-                sandbox,
-                ..Interface::default()
-            }],
-            ips: addresses
-                .into_iter()
-                .map(|address| IpConfig {
-                    interface: Some(0),
-                    address,
-                    gateway: None,
-                })
-                .collect(),
+            interfaces: vec![Interface { name: LO.to_owned(), mac: link.mac_text(), sandbox, ..Interface::default() }],
+            ips: addresses.into_iter().map(|address| IpConfig { interface: Some(0), address, gateway: None }).collect(),
             ..CniResult::default()
         })
     }
@@ -57,10 +39,7 @@ impl Plugin for Loopback {
             return Ok(());
         };
         match open(Some(netns)) {
-            Ok(mut kernel) => kernel.apply(&[Step::Down {
-                place: Place::Container,
-                link: LO.to_owned(),
-            }]),
+            Ok(mut kernel) => kernel.apply(&[Step::Down { place: Place::Container, link: LO.to_owned() }]),
             Err(error) if error.code == Code::UnknownContainer as u32 => Ok(()),
             Err(error) => Err(error),
         }

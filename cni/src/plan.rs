@@ -56,9 +56,7 @@ impl fmt::Display for Mac {
 /// The 64-bit FNV-1a hash: stable over builds, as names derived from it must be.
 #[must_use]
 pub fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    })
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Which network namespace a step is for.
@@ -150,50 +148,24 @@ impl fmt::Display for Step {
         let flag = |on: bool, word: &'static str| if on { word } else { "" };
         match self {
             Self::CreateBridge { name, mac, mtu } => {
-                write!(
-                    f,
-                    "host: create bridge {name}{}{}",
-                    option(" mac ", *mac),
-                    option(" mtu ", *mtu)
-                )
+                write!(f, "host: create bridge {name}{}{}", option(" mac ", *mac), option(" mtu ", *mtu))
             }
-            Self::CreateVeth {
-                host,
-                host_mac,
-                peer,
-                peer_mac,
-                mtu,
-                bridge,
-            } => write!(
+            Self::CreateVeth { host, host_mac, peer, peer_mac, mtu, bridge } => write!(
                 f,
                 "host: create veth {host} mac {host_mac} peer {peer} mac {peer_mac}{} on {bridge}",
                 option(" mtu ", *mtu)
             ),
-            Self::Port {
-                link,
-                hairpin,
-                isolated,
-                alias,
-            } => write!(
+            Self::Port { link, hairpin, isolated, alias } => write!(
                 f,
                 "host: port {link}{}{} alias {alias}",
                 flag(*hairpin, " hairpin"),
                 flag(*isolated, " isolated")
             ),
             Self::Promiscuous { link } => write!(f, "host: {link} promiscuous"),
-            Self::AddAddress {
-                place,
-                link,
-                address,
-                dad,
-            } => {
+            Self::AddAddress { place, link, address, dad } => {
                 write!(f, "{place}: {link} address {address}{}", flag(*dad, " dad"))
             }
-            Self::DeleteAddress {
-                place,
-                link,
-                address,
-            } => write!(f, "{place}: {link} delete address {address}"),
+            Self::DeleteAddress { place, link, address } => write!(f, "{place}: {link} delete address {address}"),
             Self::Announce { place, link } => write!(f, "{place}: {link} announce"),
             Self::Up { place, link } => write!(f, "{place}: {link} up"),
             Self::Down { place, link } => write!(f, "{place}: {link} down"),
@@ -214,9 +186,7 @@ impl fmt::Display for Step {
 }
 
 fn option(word: &str, value: Option<impl fmt::Display>) -> String {
-    value
-        .map(|value| format!("{word}{value}"))
-        .unwrap_or_default()
+    value.map(|value| format!("{word}{value}")).unwrap_or_default()
 }
 
 /// The steps, one a line.
@@ -254,11 +224,7 @@ impl Link {
     /// The hardware address as results write it.
     #[must_use]
     pub fn mac_text(&self) -> String {
-        self.mac
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<Vec<_>>()
-            .join(":")
+        self.mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
     }
 }
 
@@ -319,20 +285,11 @@ mod tests {
 
     #[test]
     fn hardware_addresses() {
-        assert_eq!(
-            Mac::of_address("10.244.0.7".parse().unwrap()).to_string(),
-            "0a:58:0a:f4:00:07"
-        );
+        assert_eq!(Mac::of_address("10.244.0.7".parse().unwrap()).to_string(), "0a:58:0a:f4:00:07");
         let hashed = Mac::of_name(b"some container");
         assert_eq!(hashed.0[0] & 3, 2, "local and unicast");
         assert_eq!(Mac::parse(&hashed.to_string()), Some(hashed));
-        for bad in [
-            "",
-            "0a:58",
-            "0a:58:00:00:00:00:00",
-            "zz:58:00:00:00:00",
-            "0a:58:0:0:0:00",
-        ] {
+        for bad in ["", "0a:58", "0a:58:00:00:00:00:00", "zz:58:00:00:00:00", "0a:58:0:0:0:00"] {
             assert_eq!(Mac::parse(bad), None, "{bad}");
         }
     }

@@ -81,15 +81,7 @@ impl Route {
     /// A plain route.
     #[must_use]
     pub fn new(dst: IpNet, gw: Option<IpAddr>) -> Self {
-        Self {
-            dst,
-            gw,
-            mtu: None,
-            advmss: None,
-            priority: None,
-            table: None,
-            scope: None,
-        }
+        Self { dst, gw, mtu: None, advmss: None, priority: None, table: None, scope: None }
     }
 }
 
@@ -117,9 +109,7 @@ impl Dns {
 }
 
 /// A list, where writers in Go may say `null` for an empty one.
-fn list<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Vec<T>, D::Error> {
+fn list<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -140,21 +130,12 @@ impl CniResult {
         let old = version.starts_with("0.");
         if old && let Some(ips) = value.get_mut("ips").and_then(Value::as_array_mut) {
             for (ip, config) in ips.iter_mut().zip(&self.ips) {
-                ip["version"] = if config.address.addr().is_ipv4() {
-                    "4"
-                } else {
-                    "6"
-                }
-                .into();
+                ip["version"] = if config.address.addr().is_ipv4() { "4" } else { "6" }.into();
             }
         }
         if old || version == "1.0.0" {
             remove_keys(&mut value, "interfaces", &["mtu", "socketPath", "pciID"]);
-            remove_keys(
-                &mut value,
-                "routes",
-                &["mtu", "advmss", "priority", "table", "scope"],
-            );
+            remove_keys(&mut value, "routes", &["mtu", "advmss", "priority", "table", "scope"]);
         }
         value["cniVersion"] = version.into();
         value
@@ -167,27 +148,17 @@ impl CniResult {
             let Some(ip) = self.ips.iter().find(|ip| ip.address.addr().is_ipv4() == v4) else {
                 continue;
             };
-            let routes: Vec<_> = self
-                .routes
-                .iter()
-                .filter(|route| route.dst.addr().is_ipv4() == v4)
-                .collect();
+            let routes: Vec<_> = self.routes.iter().filter(|route| route.dst.addr().is_ipv4() == v4).collect();
             let mut part = json!({ "ip": ip.address });
             if let Some(gateway) = ip.gateway {
                 part["gateway"] = gateway.to_string().into();
             }
             if !routes.is_empty() {
-                part["routes"] = routes
-                    .iter()
-                    .map(|route| json!({ "dst": route.dst, "gw": route.gw }))
-                    .collect();
+                part["routes"] = routes.iter().map(|route| json!({ "dst": route.dst, "gw": route.gw })).collect();
             }
             value.insert(key.to_owned(), part);
         }
-        value.insert(
-            "dns".to_owned(),
-            serde_json::to_value(&self.dns).unwrap_or_default(),
-        );
+        value.insert("dns".to_owned(), serde_json::to_value(&self.dns).unwrap_or_default());
         Value::Object(value)
     }
 
@@ -210,24 +181,14 @@ impl CniResult {
             #[serde(default, deserialize_with = "list")]
             routes: Vec<Route>,
         }
-        let version = value
-            .get("cniVersion")
-            .and_then(Value::as_str)
-            .unwrap_or(version);
+        let version = value.get("cniVersion").and_then(Value::as_str).unwrap_or(version);
         if !matches!(version, "0.1.0" | "0.2.0") {
             return serde_json::from_value(value);
         }
         let oldest: Oldest = serde_json::from_value(value)?;
-        let mut result = Self {
-            dns: oldest.dns,
-            ..Self::default()
-        };
+        let mut result = Self { dns: oldest.dns, ..Self::default() };
         for part in [oldest.ip4, oldest.ip6].into_iter().flatten() {
-            result.ips.push(IpConfig {
-                interface: None,
-                address: part.ip,
-                gateway: part.gateway,
-            });
+            result.ips.push(IpConfig { interface: None, address: part.ip, gateway: part.gateway });
             result.routes.extend(part.routes);
         }
         Ok(result)
@@ -235,12 +196,7 @@ impl CniResult {
 }
 
 fn remove_keys(value: &mut Value, list: &str, keys: &[&str]) {
-    for item in value
-        .get_mut(list)
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-    {
+    for item in value.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
         if let Some(object) = item.as_object_mut() {
             keys.iter().for_each(|key| drop(object.remove(*key)));
         }
@@ -265,16 +221,9 @@ mod tests {
                     address: "10.1.0.2/24".parse().unwrap(),
                     gateway: Some("10.1.0.1".parse().unwrap()),
                 },
-                IpConfig {
-                    interface: None,
-                    address: "fd00::2/64".parse().unwrap(),
-                    gateway: None,
-                },
+                IpConfig { interface: None, address: "fd00::2/64".parse().unwrap(), gateway: None },
             ],
-            routes: vec![Route {
-                mtu: Some(1400),
-                ..Route::new("0.0.0.0/0".parse().unwrap(), None)
-            }],
+            routes: vec![Route { mtu: Some(1400), ..Route::new("0.0.0.0/0".parse().unwrap(), None) }],
             dns: Dns::default(),
         }
     }
@@ -318,9 +267,6 @@ mod tests {
     #[test]
     fn null_lists_are_empty() {
         let value = serde_json::json!({"interfaces": null, "ips": null, "dns": {"search": null}});
-        assert_eq!(
-            CniResult::from_value(value, "1.0.0").unwrap(),
-            CniResult::default()
-        );
+        assert_eq!(CniResult::from_value(value, "1.0.0").unwrap(), CniResult::default());
     }
 }

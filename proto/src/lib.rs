@@ -6,7 +6,13 @@
 /// The Container Runtime Interface, `runtime.v1` as of Kubernetes 1.36.
 ///
 /// The server side is there for runtimes written for tests.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; the .proto file is the documentation")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; the .proto file is the documentation"
+)]
 pub mod cri {
     include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
 }

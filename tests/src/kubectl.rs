@@ -15,12 +15,18 @@ const TIMEOUT: &str = "--request-timeout=60s";
 pub struct Kubectl {
     program: PathBuf,
     kubeconfig: PathBuf,
+    namespace: Option<String>,
 }
 
 impl Kubectl {
     /// `program` as the user of `kubeconfig`.
     pub fn new(program: &Path, kubeconfig: &Path) -> Self {
-        Self { program: program.to_owned(), kubeconfig: kubeconfig.to_owned() }
+        Self { program: program.to_owned(), kubeconfig: kubeconfig.to_owned(), namespace: None }
+    }
+
+    /// The same in another namespace than `default`.
+    pub fn within(&self, namespace: &str) -> Self {
+        Self { namespace: Some(namespace.to_owned()), ..self.clone() }
     }
 
     /// A command to which nothing but kubectl's own arguments need to be added. Nothing outside is read or written:
@@ -28,6 +34,9 @@ impl Kubectl {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         let home = self.kubeconfig.with_extension("home");
+        if let Some(namespace) = &self.namespace {
+            command.args(["--namespace", namespace]);
+        }
         command.args(arguments).env("KUBECONFIG", &self.kubeconfig).env("HOME", &home);
         command.env_remove("KUBERNETES_MASTER").env("KUBECACHEDIR", home.join("cache"));
         command
@@ -40,7 +49,8 @@ impl Kubectl {
 
     /// As [`run`](Self::run), with a deadline on each request it makes. Not for calls that stream.
     pub fn ask(&self, arguments: &[&str]) -> Result<String> {
-        run(self.command(arguments).arg(TIMEOUT))
+        // Before the arguments: they may hold a command of their own after `--`.
+        run(&mut self.command(&[&[TIMEOUT], arguments].concat()))
     }
 
     /// Runs it with `input` (a manifest, say) on its standard input.

@@ -76,10 +76,7 @@ fn invalid(message: impl Into<String>) -> Error {
 }
 
 fn unsupported(key: &str, value: impl std::fmt::Debug) -> Error {
-    Error::new(
-        Code::UnsupportedField,
-        format!("bridge: {key}: {value:?} is not supported yet"),
-    )
+    Error::new(Code::UnsupportedField, format!("bridge: {key}: {value:?} is not supported yet"))
 }
 
 impl Config {
@@ -93,36 +90,24 @@ impl Config {
         config.mtu = config.mtu.filter(|mtu| *mtu > 0);
         config.ipam.clone_from(&call.conf.ipam.kind);
         let places = [&config.runtime_config.mac, &config.args.cni.mac];
-        let text = places
-            .into_iter()
-            .map(String::as_str)
-            .chain(call.environment.arg("MAC"))
-            .find(|mac| !mac.is_empty());
+        let text =
+            places.into_iter().map(String::as_str).chain(call.environment.arg("MAC")).find(|mac| !mac.is_empty());
         config.mac = text
-            .map(|text| {
-                Mac::parse(text).ok_or_else(|| invalid(format!("invalid MAC address {text:?}")))
-            })
+            .map(|text| Mac::parse(text).ok_or_else(|| invalid(format!("invalid MAC address {text:?}"))))
             .transpose()?;
         config.validate()?;
         Ok(config)
     }
 
     fn validate(&self) -> Result<(), Error> {
-        if self.bridge.is_empty()
-            || self.bridge.len() >= libc::IFNAMSIZ
-            || self.bridge.contains('/')
-        {
+        if self.bridge.is_empty() || self.bridge.len() >= libc::IFNAMSIZ || self.bridge.contains('/') {
             return Err(invalid(format!("invalid bridge name {:?}", self.bridge)));
         }
         if self.hairpin_mode && self.promisc_mode {
-            return Err(invalid(
-                "cannot set hairpin mode and promiscuous mode at the same time",
-            ));
+            return Err(invalid("cannot set hairpin mode and promiscuous mode at the same time"));
         }
         if self.disable_container_interface && self.has_ipam() {
-            return Err(invalid(
-                "cannot use IPAM when DisableContainerInterface flag is set",
-            ));
+            return Err(invalid("cannot use IPAM when DisableContainerInterface flag is set"));
         }
         if self.vlan != 0 {
             return Err(unsupported("vlan", self.vlan));

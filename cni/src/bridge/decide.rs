@@ -31,12 +31,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// When what is there stands against it: a link of that name that is no bridge, another address on the bridge.
-pub fn plan(
-    call: &Call,
-    config: &Config,
-    addresses: CniResult,
-    observed: &Observed,
-) -> Result<Plan, Error> {
+pub fn plan(call: &Call, config: &Config, addresses: CniResult, observed: &Observed) -> Result<Plan, Error> {
     let result = with_gateways(config, addresses);
     let gateways = gateways(config, &result.ips);
     let mut steps = Vec::new();
@@ -48,11 +43,7 @@ pub fn plan(
 }
 
 fn default_route(family_of: IpAddr) -> IpNet {
-    let any: IpAddr = if family_of.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
+    let any: IpAddr = if family_of.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     // A prefix length of zero is valid for every address.
     IpNet::new(any, 0).unwrap_or_else(|_| any.into())
 }
@@ -73,10 +64,7 @@ fn with_gateways(config: &Config, mut result: CniResult) -> CniResult {
             ip.gateway = Some(first_address(ip.address));
         }
         let default = default_route(ip.address.addr());
-        let routed = result
-            .routes
-            .iter()
-            .any(|route| route.dst == default && route.gw.is_some());
+        let routed = result.routes.iter().any(|route| route.dst == default && route.gw.is_some());
         if config.is_default_gateway && !routed {
             result.routes.push(Route::new(default, ip.gateway));
         }
@@ -92,103 +80,50 @@ fn gateways(config: &Config, ips: &[IpConfig]) -> Vec<IpNet> {
         .collect()
 }
 
-fn bridge_steps(
-    config: &Config,
-    gateways: &[IpNet],
-    observed: &Observed,
-    steps: &mut Vec<Step>,
-) -> Result<(), Error> {
+fn bridge_steps(config: &Config, gateways: &[IpNet], observed: &Observed, steps: &mut Vec<Step>) -> Result<(), Error> {
     let name = &config.bridge;
     match &observed.bridge {
         Some(link) if link.kind != "bridge" => {
-            return Err(Error::new(
-                Code::InvalidConfig,
-                format!("{name:?} already exists but is not a bridge"),
-            ));
+            return Err(Error::new(Code::InvalidConfig, format!("{name:?} already exists but is not a bridge")));
         }
         Some(link) if link.up => {}
-        Some(_) => steps.push(Step::Up {
-            place: Place::Host,
-            link: name.clone(),
-        }),
+        Some(_) => steps.push(Step::Up { place: Place::Host, link: name.clone() }),
         None => {
             // A given address stays the bridge's, where else it would take its lowest port's.
-            let mac = gateways
-                .first()
-                .map(|gateway| Mac::of_address(gateway.addr()));
-            steps.push(Step::CreateBridge {
-                name: name.clone(),
-                mac,
-                mtu: config.mtu,
-            });
+            let mac = gateways.first().map(|gateway| Mac::of_address(gateway.addr()));
+            steps.push(Step::CreateBridge { name: name.clone(), mac, mtu: config.mtu });
         }
     }
-    if config.promisc_mode
-        && !observed
-            .bridge
-            .as_ref()
-            .is_some_and(|link| link.promiscuous)
-    {
+    if config.promisc_mode && !observed.bridge.as_ref().is_some_and(|link| link.promiscuous) {
         steps.push(Step::Promiscuous { link: name.clone() });
     }
     for gateway in gateways {
         gateway_steps(config, *gateway, &observed.addresses, steps)?;
     }
-    for (v4, key) in [
-        (true, "net/ipv4/ip_forward"),
-        (false, "net/ipv6/conf/all/forwarding"),
-    ] {
-        if gateways
-            .iter()
-            .any(|gateway| gateway.addr().is_ipv4() == v4)
-        {
-            steps.push(Step::Sysctl {
-                place: Place::Host,
-                key: key.to_owned(),
-                value: "1",
-            });
+    for (v4, key) in [(true, "net/ipv4/ip_forward"), (false, "net/ipv6/conf/all/forwarding")] {
+        if gateways.iter().any(|gateway| gateway.addr().is_ipv4() == v4) {
+            steps.push(Step::Sysctl { place: Place::Host, key: key.to_owned(), value: "1" });
         }
     }
     Ok(())
 }
 
 /// Puts the gateway's address on the bridge; another one in its way is an error, or goes by `forceAddress`.
-fn gateway_steps(
-    config: &Config,
-    gateway: IpNet,
-    present: &[IpNet],
-    steps: &mut Vec<Step>,
-) -> Result<(), Error> {
+fn gateway_steps(config: &Config, gateway: IpNet, present: &[IpNet], steps: &mut Vec<Step>) -> Result<(), Error> {
     if present.contains(&gateway) {
         return Ok(());
     }
     let v4 = gateway.addr().is_ipv4();
-    let overlaps =
-        |other: &IpNet| other.contains(&gateway.addr()) || gateway.contains(&other.addr());
-    for other in present
-        .iter()
-        .filter(|other| other.addr().is_ipv4() == v4 && (v4 || overlaps(other)))
-    {
+    let overlaps = |other: &IpNet| other.contains(&gateway.addr()) || gateway.contains(&other.addr());
+    for other in present.iter().filter(|other| other.addr().is_ipv4() == v4 && (v4 || overlaps(other))) {
         if !config.force_address {
-            let message = format!(
-                "{:?} already has an IP address different from {gateway}",
-                config.bridge
-            );
+            let message = format!("{:?} already has an IP address different from {gateway}", config.bridge);
             return Err(Error::new(Code::InvalidConfig, message));
         }
-        steps.push(Step::DeleteAddress {
-            place: Place::Host,
-            link: config.bridge.clone(),
-            address: *other,
-        });
+        steps.push(Step::DeleteAddress { place: Place::Host, link: config.bridge.clone(), address: *other });
     }
     let (place, link) = (Place::Host, config.bridge.clone());
-    steps.push(Step::AddAddress {
-        place,
-        link,
-        address: gateway,
-        dad: config.enable_dad,
-    });
+    steps.push(Step::AddAddress { place, link, address: gateway, dad: config.enable_dad });
     Ok(())
 }
 
@@ -202,22 +137,13 @@ struct Pair {
 fn veth_steps(call: &Call, config: &Config, ips: &[IpConfig], steps: &mut Vec<Step>) -> Pair {
     let attachment = call.attachment();
     let host = host_veth(&call.conf.name, &attachment);
-    let named =
-        |end: &str| Mac::of_name(format!("{}/{attachment}/{end}", call.conf.name).as_bytes());
+    let named = |end: &str| Mac::of_name(format!("{}/{attachment}/{end}", call.conf.name).as_bytes());
     let by_address = || {
         let v4 = ips.iter().find(|ip| ip.address.addr().is_ipv4());
-        v4.or(ips.first())
-            .map(|ip| Mac::of_address(ip.address.addr()))
+        v4.or(ips.first()).map(|ip| Mac::of_address(ip.address.addr()))
     };
-    let mac = config
-        .mac
-        .or_else(by_address)
-        .unwrap_or_else(|| named("container"));
-    let pair = Pair {
-        host_mac: named("host"),
-        host,
-        mac,
-    };
+    let mac = config.mac.or_else(by_address).unwrap_or_else(|| named("container"));
+    let pair = Pair { host_mac: named("host"), host, mac };
     steps.push(Step::CreateVeth {
         host: pair.host.clone(),
         host_mac: pair.host_mac,
@@ -243,63 +169,26 @@ fn container_steps(call: &Call, config: &Config, result: &CniResult, steps: &mut
     let v6 = result.ips.iter().any(|ip| ip.address.addr().is_ipv6());
     if v6 {
         let key = format!("net/ipv6/conf/{link}/disable_ipv6");
-        steps.push(Step::Sysctl {
-            place,
-            key,
-            value: "0",
-        });
+        steps.push(Step::Sysctl { place, key, value: "0" });
     }
     for ip in &result.ips {
-        steps.push(Step::AddAddress {
-            place,
-            link: link.clone(),
-            address: ip.address,
-            dad: config.enable_dad,
-        });
+        steps.push(Step::AddAddress { place, link: link.clone(), address: ip.address, dad: config.enable_dad });
     }
     // Neighbours that knew the address with another hardware address learn the new one.
     if config.mac.is_some() && !result.ips.is_empty() {
-        steps.push(Step::Announce {
-            place,
-            link: link.clone(),
-        });
+        steps.push(Step::Announce { place, link: link.clone() });
     }
-    steps.push(Step::Up {
-        place,
-        link: link.clone(),
-    });
+    steps.push(Step::Up { place, link: link.clone() });
     for route in &result.routes {
         let v4 = route.dst.addr().is_ipv4();
-        let gateway = || {
-            result
-                .ips
-                .iter()
-                .filter(|ip| ip.address.addr().is_ipv4() == v4)
-                .find_map(|ip| ip.gateway)
-        };
-        let route = Route {
-            gw: route.gw.or_else(gateway),
-            ..route.clone()
-        };
-        steps.push(Step::AddRoute {
-            place,
-            link: link.clone(),
-            route,
-        });
+        let gateway = || result.ips.iter().filter(|ip| ip.address.addr().is_ipv4() == v4).find_map(|ip| ip.gateway);
+        let route = Route { gw: route.gw.or_else(gateway), ..route.clone() };
+        steps.push(Step::AddRoute { place, link: link.clone(), route });
     }
 }
 
-fn with_interfaces(
-    call: &Call,
-    config: &Config,
-    observed: &Observed,
-    pair: &Pair,
-    mut result: CniResult,
-) -> CniResult {
-    let sandbox = call
-        .netns()
-        .map(|path| path.display().to_string())
-        .unwrap_or_default();
+fn with_interfaces(call: &Call, config: &Config, observed: &Observed, pair: &Pair, mut result: CniResult) -> CniResult {
+    let sandbox = call.netns().map(|path| path.display().to_string()).unwrap_or_default();
     let link = |name: &str, mac: String, sandbox: String| Interface {
         name: name.to_owned(),
         mac,
@@ -307,11 +196,7 @@ fn with_interfaces(
         sandbox,
         ..Interface::default()
     };
-    let bridge_mac = observed
-        .bridge
-        .as_ref()
-        .map(Link::mac_text)
-        .unwrap_or_default();
+    let bridge_mac = observed.bridge.as_ref().map(Link::mac_text).unwrap_or_default();
     result.interfaces = vec![
         link(&config.bridge, bridge_mac, String::new()),
         link(&pair.host, pair.host_mac.to_string(), String::new()),
@@ -331,64 +216,41 @@ mod tests {
 
     fn call(extra: Value) -> Call {
         let environment = Environment::from_lookup(|name| {
-            Some(match name {
+            let value = match name {
                 "CNI_COMMAND" => "ADD",
                 "CNI_CONTAINERID" => "c1",
                 "CNI_NETNS" => "/run/netns/c1",
                 "CNI_IFNAME" => "eth0",
                 "CNI_PATH" => "/opt/cni/bin",
                 _ => return None,
-            })
-            .map(str::to_owned)
+            };
+            Some(value.to_owned())
         })
         .unwrap();
         let mut conf = json!({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "ipam": {"type": "host-local"}});
-        conf.as_object_mut()
-            .unwrap()
-            .extend(extra.as_object().unwrap().clone());
+        conf.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         Call::new(environment, conf.to_string().as_bytes()).unwrap()
     }
 
     fn addresses() -> CniResult {
-        let ip = |address: &str| IpConfig {
-            interface: None,
-            address: address.parse().unwrap(),
-            gateway: None,
-        };
-        CniResult {
-            ips: vec![ip("10.1.0.5/24"), ip("fd00::5/64")],
-            ..CniResult::default()
-        }
+        let ip = |address: &str| IpConfig { interface: None, address: address.parse().unwrap(), gateway: None };
+        CniResult { ips: vec![ip("10.1.0.5/24"), ip("fd00::5/64")], ..CniResult::default() }
     }
 
     fn steps(extra: Value, observed: &Observed) -> Result<String, String> {
         let call = call(extra);
         let config = Config::of(&call).map_err(|e| e.to_string())?;
-        plan(&call, &config, addresses(), observed)
-            .map(|plan| to_text(&plan.steps))
-            .map_err(|e| e.to_string())
+        plan(&call, &config, addresses(), observed).map(|plan| to_text(&plan.steps)).map_err(|e| e.to_string())
     }
 
     fn bridge(addresses: &[&str]) -> Observed {
-        let link = Link {
-            index: 3,
-            name: "cni0".into(),
-            kind: "bridge".into(),
-            up: true,
-            ..Link::default()
-        };
-        Observed {
-            bridge: Some(link),
-            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-        }
+        let link = Link { index: 3, name: "cni0".into(), kind: "bridge".into(), up: true, ..Link::default() };
+        Observed { bridge: Some(link), addresses: addresses.iter().map(|a| a.parse().unwrap()).collect() }
     }
 
     #[test]
     fn the_first_container_makes_the_bridge() {
-        let text = steps(
-            json!({"isDefaultGateway": true, "hairpinMode": true, "mtu": 1450}),
-            &Observed::default(),
-        );
+        let text = steps(json!({"isDefaultGateway": true, "hairpinMode": true, "mtu": 1450}), &Observed::default());
         let golden = "\
 host: create bridge cni0 mac 0a:58:0a:01:00:01 mtu 1450
 host: cni0 address 10.1.0.1/24
@@ -408,39 +270,23 @@ container: route ::/0 via fd00::1 dev eth0
             // Hashed names and addresses are checked for what they are elsewhere.
             let host = host_veth("net", &call(json!({})).attachment());
             let mac = Mac::of_name(b"net/c1/eth0/host").to_string();
-            text.replace(&host, "veth5dc08b36ab")
-                .replace(&mac, "52:ef:4c:d7:8a:dc")
+            text.replace(&host, "veth5dc08b36ab").replace(&mac, "52:ef:4c:d7:8a:dc")
         };
         assert_eq!(mask(&text.unwrap()), golden);
     }
 
     #[test]
     fn the_next_container_finds_it() {
-        let text = steps(
-            json!({"isGateway": true, "mac": ""}),
-            &bridge(&["10.1.0.1/24", "fd00::1/64"]),
-        )
-        .unwrap();
-        assert!(
-            !text.contains("create bridge")
-                && !text.contains("host: cni0")
-                && !text.contains("route"),
-            "{text}"
-        );
+        let text = steps(json!({"isGateway": true, "mac": ""}), &bridge(&["10.1.0.1/24", "fd00::1/64"])).unwrap();
+        assert!(!text.contains("create bridge") && !text.contains("host: cni0") && !text.contains("route"), "{text}");
     }
 
     #[test]
     fn an_address_in_the_way_is_an_error_or_replaced() {
         let error = steps(json!({"isGateway": true}), &bridge(&["10.9.0.1/24"])).unwrap_err();
-        assert_eq!(
-            error,
-            r#""cni0" already has an IP address different from 10.1.0.1/24"#
-        );
-        let text = steps(
-            json!({"isGateway": true, "forceAddress": true}),
-            &bridge(&["10.9.0.1/24", "fd01::1/64"]),
-        )
-        .unwrap();
+        assert_eq!(error, r#""cni0" already has an IP address different from 10.1.0.1/24"#);
+        let text =
+            steps(json!({"isGateway": true, "forceAddress": true}), &bridge(&["10.9.0.1/24", "fd01::1/64"])).unwrap();
         assert!(text.starts_with(
             "host: cni0 delete address 10.9.0.1/24\nhost: cni0 address 10.1.0.1/24\nhost: cni0 address fd00::1/64\n"
         ));
@@ -448,11 +294,7 @@ container: route ::/0 via fd00::1 dev eth0
 
     #[test]
     fn a_given_hardware_address_is_announced() {
-        let text = steps(
-            json!({"runtimeConfig": {"mac": "02:00:00:00:00:09"}}),
-            &bridge(&[]),
-        )
-        .unwrap();
+        let text = steps(json!({"runtimeConfig": {"mac": "02:00:00:00:00:09"}}), &bridge(&[])).unwrap();
         assert!(
             text.contains("peer eth0 mac 02:00:00:00:00:09")
                 && text.contains("container: eth0 announce\ncontainer: eth0 up")
@@ -463,32 +305,17 @@ container: route ::/0 via fd00::1 dev eth0
     fn what_is_not_supported_is_named() {
         for (extra, message) in [
             (json!({"vlan": 5}), "bridge: vlan: 5 is not supported yet"),
-            (
-                json!({"macspoofchk": true}),
-                "bridge: macspoofchk: true is not supported yet",
-            ),
+            (json!({"macspoofchk": true}), "bridge: macspoofchk: true is not supported yet"),
             (
                 json!({"hairpinMode": true, "promiscMode": true}),
                 "cannot set hairpin mode and promiscuous mode at the same time",
             ),
             (json!({"bridge": "a/b"}), r#"invalid bridge name "a/b""#),
-            (
-                json!({"runtimeConfig": {"mac": "x"}}),
-                r#"invalid MAC address "x""#,
-            ),
+            (json!({"runtimeConfig": {"mac": "x"}}), r#"invalid MAC address "x""#),
         ] {
             assert_eq!(steps(extra, &Observed::default()).unwrap_err(), message);
         }
-        let taken = Observed {
-            bridge: Some(Link {
-                kind: "veth".into(),
-                ..Link::default()
-            }),
-            ..Observed::default()
-        };
-        assert_eq!(
-            steps(json!({}), &taken).unwrap_err(),
-            r#""cni0" already exists but is not a bridge"#
-        );
+        let taken = Observed { bridge: Some(Link { kind: "veth".into(), ..Link::default() }), ..Observed::default() };
+        assert_eq!(steps(json!({}), &taken).unwrap_err(), r#""cni0" already exists but is not a bridge"#);
     }
 }

@@ -26,9 +26,7 @@ fn alias_prefix(network: &str) -> String {
 #[must_use]
 pub fn alias(network: &str, attachment: &Attachment) -> String {
     const LONGEST: usize = 255;
-    Some(format!("{}{attachment}", alias_prefix(network)))
-        .filter(|alias| alias.len() <= LONGEST)
-        .unwrap_or_default()
+    Some(format!("{}{attachment}", alias_prefix(network))).filter(|alias| alias.len() <= LONGEST).unwrap_or_default()
 }
 
 /// The name of the veth's end on the host: a function of the attachment, so that DEL finds it without a namespace.
@@ -86,10 +84,9 @@ impl Plugin for Bridge {
         }
         let bridge = Netlink::open(None)?.link(Place::Host, &config.bridge)?;
         match bridge {
-            Some(link) if link.kind != "bridge" => Err(Error::new(
-                Code::NotAvailable,
-                format!("{:?} already exists but is not a bridge", config.bridge),
-            )),
+            Some(link) if link.kind != "bridge" => {
+                Err(Error::new(Code::NotAvailable, format!("{:?} already exists but is not a bridge", config.bridge)))
+            }
             _ => Ok(()),
         }
     }
@@ -100,27 +97,18 @@ fn refuse_existing(call: &Call, kernel: &mut dyn Kernel) -> Result<(), Error> {
     let host = host_veth(&call.conf.name, &call.attachment());
     let inside = kernel.link(Place::Container, ifname)?.is_some();
     if inside || kernel.link(Place::Host, &host)?.is_some() {
-        let message = format!(
-            "container {} already has an interface {ifname}",
-            call.environment.container_id
-        );
+        let message = format!("container {} already has an interface {ifname}", call.environment.container_id);
         return Err(Error::new(Code::InvalidConfig, message));
     }
     Ok(())
 }
 
 /// Observes, decides and applies; takes down what it made when a step fails.
-fn attach(
-    call: &Call,
-    config: &Config,
-    kernel: &mut dyn Kernel,
-    addresses: CniResult,
-) -> Result<CniResult, Error> {
+fn attach(call: &Call, config: &Config, kernel: &mut dyn Kernel, addresses: CniResult) -> Result<CniResult, Error> {
     let observed = observe(config, kernel)?;
     let mut plan = plan(call, config, addresses, &observed)?;
     if let Err(error) = kernel.apply(&plan.steps) {
-        let undone =
-            kernel.delete_link(Place::Host, &host_veth(&call.conf.name, &call.attachment()));
+        let undone = kernel.delete_link(Place::Host, &host_veth(&call.conf.name, &call.attachment()));
         return Err(match undone {
             Ok(_) => error,
             Err(left) => error.details(format!("and could not undo: {left}")),
@@ -147,10 +135,7 @@ fn undo_ipam(call: &Call, error: Error) -> Error {
     match ipam::del(call) {
         Ok(()) => error,
         Err(left) => {
-            let details = format!(
-                "{}; and could not release the address: {left}",
-                error.details
-            );
+            let details = format!("{}; and could not release the address: {left}", error.details);
             error.details(details.trim_start_matches("; "))
         }
     }
@@ -166,9 +151,7 @@ fn detach(call: &Call) -> Result<(), Error> {
     let Some(Ok(netns)) = call.netns().filter(|path| path.exists()).map(NetnsFd::open) else {
         return Ok(());
     };
-    Netlink::open(Some(netns))?
-        .delete_link(Place::Container, &call.environment.ifname)
-        .map(drop)
+    Netlink::open(Some(netns))?.delete_link(Place::Container, &call.environment.ifname).map(drop)
 }
 
 /// Removes the veths of this network whose attachment is gone.
@@ -181,10 +164,7 @@ fn remove_stale_links(call: &Call) -> Result<(), Error> {
         let Some((container_id, ifname)) = link.alias[prefix.len()..].rsplit_once('/') else {
             continue;
         };
-        let attachment = Attachment {
-            container_id: container_id.to_owned(),
-            ifname: ifname.to_owned(),
-        };
+        let attachment = Attachment { container_id: container_id.to_owned(), ifname: ifname.to_owned() };
         if !valid.contains(&attachment) {
             failures.note(kernel.delete_link(Place::Host, &link.name));
         }

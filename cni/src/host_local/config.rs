@@ -74,42 +74,21 @@ impl Config {
     /// The first key that is wrong.
     pub fn of(call: &Call) -> Result<Self, Error> {
         let document: Document = call.config()?;
-        let ipam = document
-            .ipam
-            .ok_or_else(|| invalid("IPAM config missing 'ipam' key"))?;
+        let ipam = document.ipam.ok_or_else(|| invalid("IPAM config missing 'ipam' key"))?;
         let sets = range_sets(&ipam, document.runtime_config.ip_ranges.unwrap_or_default())?;
         let mut requested = Vec::new();
-        let by_env = call
-            .environment
-            .arg("IP")
-            .unwrap_or_default()
-            .split(',')
-            .map(str::to_owned);
-        let by_args = document
-            .args
-            .cni
-            .ips
-            .into_iter()
-            .chain(document.runtime_config.ips)
-            .flatten();
+        let by_env = call.environment.arg("IP").unwrap_or_default().split(',').map(str::to_owned);
+        let by_args = document.args.cni.ips.into_iter().chain(document.runtime_config.ips).flatten();
         for text in by_env.chain(by_args).filter(|text| !text.is_empty()) {
             // A prefix length may be there; the range knows it.
             let address = text.split('/').next().unwrap_or_default().parse();
-            requested.push(
-                address.map_err(|_| invalid(format!("invalid IP address {text:?} requested")))?,
-            );
+            requested.push(address.map_err(|_| invalid(format!("invalid IP address {text:?} requested")))?);
         }
         Ok(Self {
             sets,
             routes: ipam.routes.unwrap_or_default(),
-            data_dir: if ipam.data_dir.is_empty() {
-                DEFAULT_DATA_DIR.into()
-            } else {
-                ipam.data_dir.into()
-            },
-            resolv_conf: Some(ipam.resolv_conf)
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from),
+            data_dir: if ipam.data_dir.is_empty() { DEFAULT_DATA_DIR.into() } else { ipam.data_dir.into() },
+            resolv_conf: Some(ipam.resolv_conf).filter(|path| !path.is_empty()).map(PathBuf::from),
             requested,
         })
     }
@@ -125,11 +104,7 @@ fn range_sets(ipam: &Ipam, runtime: Vec<Vec<RangeConfig>>) -> Result<Vec<RangeSe
             gateway: ipam.gateway,
         }]
     });
-    let configs: Vec<_> = runtime
-        .into_iter()
-        .chain(single)
-        .chain(ipam.ranges.clone().unwrap_or_default())
-        .collect();
+    let configs: Vec<_> = runtime.into_iter().chain(single).chain(ipam.ranges.clone().unwrap_or_default()).collect();
     if configs.is_empty() {
         return Err(invalid("no IP ranges specified"));
     }
@@ -137,8 +112,7 @@ fn range_sets(ipam: &Ipam, runtime: Vec<Vec<RangeConfig>>) -> Result<Vec<RangeSe
         .iter()
         .enumerate()
         .map(|(number, set)| {
-            RangeSet::new(set)
-                .map_err(|error| invalid(format!("invalid range set {number}: {error}")))
+            RangeSet::new(set).map_err(|error| invalid(format!("invalid range set {number}: {error}")))
         })
         .collect::<Result<Vec<_>, _>>()?;
     for (number, set) in sets.iter().enumerate() {

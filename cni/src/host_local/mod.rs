@@ -19,12 +19,7 @@ pub(crate) struct HostLocal;
 impl Plugin for HostLocal {
     fn add(&self, call: &Call) -> Result<CniResult, Error> {
         let config = Config::of(call)?;
-        let dns = config
-            .resolv_conf
-            .as_deref()
-            .map(resolv_conf)
-            .transpose()?
-            .unwrap_or_default();
+        let dns = config.resolv_conf.as_deref().map(resolv_conf).transpose()?.unwrap_or_default();
         let mut wanted = config.requested.clone();
         let store = Store::open(&config.data_dir, &call.conf.name)?;
         let owner = call.attachment();
@@ -37,12 +32,7 @@ impl Plugin for HostLocal {
                 format!("failed to allocate all requested IPs: {}", list.join(" ")),
             ));
         }
-        Ok(CniResult {
-            ips,
-            routes: config.routes,
-            dns,
-            ..CniResult::default()
-        })
+        Ok(CniResult { ips, routes: config.routes, dns, ..CniResult::default() })
     }
 
     fn del(&self, call: &Call) -> Result<(), Error> {
@@ -61,10 +51,7 @@ impl Plugin for HostLocal {
             Some(addresses) if !addresses.is_empty() => Ok(()),
             _ => Err(Error::new(
                 Code::Changed,
-                format!(
-                    "host-local: Failed to find address added by container {}",
-                    owner.container_id
-                ),
+                format!("host-local: Failed to find address added by container {}", owner.container_id),
             )),
         }
     }
@@ -78,16 +65,12 @@ impl Plugin for HostLocal {
     }
 
     fn status(&self, call: &Call) -> Result<(), Error> {
-        let unavailable =
-            |error: Error| Error::new(Code::NotAvailable, error.message).details(error.details);
+        let unavailable = |error: Error| Error::new(Code::NotAvailable, error.message).details(error.details);
         let config = Config::of(call).map_err(unavailable)?;
         let store = Store::open(&config.data_dir, &call.conf.name).map_err(unavailable)?;
         for set in &config.sets {
             if !set.candidates(None).any(|address| !store.is_taken(address)) {
-                return Err(Error::new(
-                    Code::NotAvailable,
-                    format!("no IP addresses available in range set: {set}"),
-                ));
+                return Err(Error::new(Code::NotAvailable, format!("no IP addresses available in range set: {set}")));
             }
         }
         Ok(())
@@ -106,10 +89,7 @@ fn allocate(
     if let Some(address) = existing.first() {
         return Err(Error::new(
             Code::InvalidConfig,
-            format!(
-                "{address} has been allocated to {}, duplicate allocation is not allowed",
-                owner.container_id
-            ),
+            format!("{address} has been allocated to {}, duplicate allocation is not allowed", owner.container_id),
         ));
     }
     let mut taken = Vec::with_capacity(sets.len());
@@ -117,17 +97,10 @@ fn allocate(
         .iter()
         .enumerate()
         .map(|(number, set)| {
-            let request = wanted
-                .iter()
-                .position(|address| set.contains(*address))
-                .map(|at| wanted.swap_remove(at));
+            let request = wanted.iter().position(|address| set.contains(*address)).map(|at| wanted.swap_remove(at));
             let (address, range) = store.take(number, set, owner, request, &taken)?;
             taken.push(address);
-            Ok(IpConfig {
-                interface: None,
-                address: range.with_prefix(address),
-                gateway: range.gateway,
-            })
+            Ok(IpConfig { interface: None, address: range.with_prefix(address), gateway: range.gateway })
         })
         .collect();
     if outcome.is_err() {
@@ -139,12 +112,8 @@ fn allocate(
 
 /// The name service settings of a file in the format of `resolv.conf`.
 fn resolv_conf(path: &Path) -> Result<Dns, Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Error::new(
-            Code::Io,
-            format!("read resolvConf {}: {error}", path.display()),
-        )
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::new(Code::Io, format!("read resolvConf {}: {error}", path.display())))?;
     let mut dns = Dns::default();
     for line in text.lines().map(str::trim) {
         let mut words = line.split_whitespace();

@@ -58,23 +58,14 @@ impl Store {
     /// # Errors
     /// When it exists and cannot be used.
     pub fn existing(data_dir: &Path, network: &str) -> Result<Option<Self>, Error> {
-        if data_dir.join(network).is_dir() {
-            Self::open(data_dir, network).map(Some)
-        } else {
-            Ok(None)
-        }
+        if data_dir.join(network).is_dir() { Self::open(data_dir, network).map(Some) } else { Ok(None) }
     }
 
     /// Waits for the folder's lock, which the reference plugin takes too.
     pub(super) fn lock(&self) -> Result<Flock<File>, Error> {
         let path = self.dir.join("lock");
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(failed("open", &path))?;
-        Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| failed("lock", &path)(errno.into()))
+        let file = File::options().create(true).append(true).open(&path).map_err(failed("open", &path))?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed("lock", &path)(errno.into()))
     }
 
     fn file(&self, address: IpAddr) -> PathBuf {
@@ -83,9 +74,7 @@ impl Store {
 
     fn owner_file(&self, owner: &Attachment) -> PathBuf {
         let name = format!("{}/{}", owner.container_id, owner.ifname);
-        self.dir
-            .join(OWNERS)
-            .join(format!("{:016x}", fnv1a(name.as_bytes())))
+        self.dir.join(OWNERS).join(format!("{:016x}", fnv1a(name.as_bytes())))
     }
 
     /// Whether the address has a file.
@@ -111,11 +100,8 @@ impl Store {
         taken: &[IpAddr],
     ) -> Result<(IpAddr, &'a Range), Error> {
         let staged = self.dir.join(format!(".new.{}", std::process::id()));
-        fs::write(
-            &staged,
-            format!("{}{BREAK}{}", owner.container_id, owner.ifname),
-        )
-        .map_err(failed("write", &staged))?;
+        fs::write(&staged, format!("{}{BREAK}{}", owner.container_id, owner.ifname))
+            .map_err(failed("write", &staged))?;
         let found = match request {
             Some(address) => self.take_requested(set, owner, address, taken, &staged),
             None => self.take_next(number, set, owner, taken, &staged),
@@ -137,22 +123,13 @@ impl Store {
         taken: &[IpAddr],
         staged: &Path,
     ) -> Result<IpAddr, Error> {
-        if set
-            .range_of(address)
-            .is_some_and(|range| range.gateway == Some(address))
-        {
-            return Err(Error::new(
-                Code::InvalidConfig,
-                format!("requested ip {address} is subnet's gateway"),
-            ));
+        if set.range_of(address).is_some_and(|range| range.gateway == Some(address)) {
+            return Err(Error::new(Code::InvalidConfig, format!("requested ip {address} is subnet's gateway")));
         }
         if self.claim(owner, address, taken, staged)? {
             return Ok(address);
         }
-        Err(Error::new(
-            Code::Exhausted,
-            format!("requested IP address {address} is not available in range set {set}"),
-        ))
+        Err(Error::new(Code::Exhausted, format!("requested IP address {address} is not available in range set {set}")))
     }
 
     fn take_next(
@@ -164,54 +141,30 @@ impl Store {
         staged: &Path,
     ) -> Result<IpAddr, Error> {
         let mark = self.dir.join(format!("last_reserved_ip.{number}"));
-        let last = fs::read_to_string(&mark)
-            .ok()
-            .and_then(|text| text.trim().parse().ok());
+        let last = fs::read_to_string(&mark).ok().and_then(|text| text.trim().parse().ok());
         for address in set.candidates(last) {
             if !self.is_taken(address) && self.claim(owner, address, taken, staged)? {
                 fs::write(&mark, address.to_string()).map_err(failed("write", &mark))?;
                 return Ok(address);
             }
         }
-        Err(Error::new(
-            Code::Exhausted,
-            format!("no IP addresses available in range set: {set}"),
-        ))
+        Err(Error::new(Code::Exhausted, format!("no IP addresses available in range set: {set}")))
     }
 
     /// Moves the staged file to the address, unless it is taken.
-    fn claim(
-        &self,
-        owner: &Attachment,
-        address: IpAddr,
-        taken: &[IpAddr],
-        staged: &Path,
-    ) -> Result<bool, Error> {
+    fn claim(&self, owner: &Attachment, address: IpAddr, taken: &[IpAddr], staged: &Path) -> Result<bool, Error> {
         self.write_hint(owner, taken.iter().copied().chain([address]))?;
         let target = self.file(address);
-        match renameat2(
-            nix::fcntl::AT_FDCWD,
-            staged,
-            nix::fcntl::AT_FDCWD,
-            &target,
-            RenameFlags::RENAME_NOREPLACE,
-        ) {
+        match renameat2(nix::fcntl::AT_FDCWD, staged, nix::fcntl::AT_FDCWD, &target, RenameFlags::RENAME_NOREPLACE) {
             Ok(()) => Ok(true),
             Err(nix::Error::EEXIST) => Ok(false),
             Err(errno) => Err(failed("create", &target)(errno.into())),
         }
     }
 
-    fn write_hint(
-        &self,
-        owner: &Attachment,
-        addresses: impl Iterator<Item = IpAddr>,
-    ) -> Result<(), Error> {
+    fn write_hint(&self, owner: &Attachment, addresses: impl Iterator<Item = IpAddr>) -> Result<(), Error> {
         let path = self.owner_file(owner);
-        let text = addresses
-            .map(|address| address.to_string())
-            .collect::<Vec<_>>()
-            .join(",");
+        let text = addresses.map(|address| address.to_string()).collect::<Vec<_>>().join(",");
         remove(&path)?;
         std::os::unix::fs::symlink(text, &path).map_err(failed("write", &path))
     }
@@ -228,29 +181,19 @@ impl Store {
             .flat_map(|text| text.split(','))
             .filter_map(|ip| ip.parse().ok())
             .collect();
-        let confirmed: Vec<_> = hinted
-            .into_iter()
-            .filter(|address| self.owner_of(*address).as_ref() == Some(owner))
-            .collect();
+        let confirmed: Vec<_> =
+            hinted.into_iter().filter(|address| self.owner_of(*address).as_ref() == Some(owner)).collect();
         if !confirmed.is_empty() {
             return Ok(confirmed);
         }
-        Ok(self
-            .all()?
-            .into_iter()
-            .filter(|(_, has)| has.as_ref() == Some(owner))
-            .map(|(address, _)| address)
-            .collect())
+        Ok(self.all()?.into_iter().filter(|(_, has)| has.as_ref() == Some(owner)).map(|(address, _)| address).collect())
     }
 
     /// Every address with a file and whose it is; none for a file that a crash left empty.
     fn all(&self) -> Result<Vec<(IpAddr, Option<Attachment>)>, Error> {
         let entries = fs::read_dir(&self.dir).map_err(failed("list", &self.dir))?;
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        Ok(names
-            .filter_map(|name| name.parse().ok())
-            .map(|address| (address, self.owner_of(address)))
-            .collect())
+        Ok(names.filter_map(|name| name.parse().ok()).map(|address| (address, self.owner_of(address))).collect())
     }
 
     /// Gives back what an attachment has.
@@ -264,14 +207,8 @@ impl Store {
     }
 
     /// Gives back these addresses of an attachment; the caller holds the lock.
-    pub(super) fn release_locked(
-        &self,
-        owner: &Attachment,
-        addresses: &[IpAddr],
-    ) -> Result<(), Error> {
-        addresses
-            .iter()
-            .try_for_each(|address| remove(&self.file(*address)))?;
+    pub(super) fn release_locked(&self, owner: &Attachment, addresses: &[IpAddr]) -> Result<(), Error> {
+        addresses.iter().try_for_each(|address| remove(&self.file(*address)))?;
         remove(&self.owner_file(owner))
     }
 
@@ -282,25 +219,19 @@ impl Store {
         for (address, owner) in self.all()? {
             match owner {
                 Some(owner) if valid.contains(&owner) => {
-                    drop(hints.insert(self.owner_file(&owner)))
+                    hints.insert(self.owner_file(&owner));
                 }
                 _ => remove(&self.file(address))?,
             }
         }
         let entries = |dir: &Path| fs::read_dir(dir).map_err(failed("list", dir));
-        for hint in entries(&self.dir.join(OWNERS))?
-            .flatten()
-            .map(|entry| entry.path())
-        {
+        for hint in entries(&self.dir.join(OWNERS))?.flatten().map(|entry| entry.path()) {
             if !hints.contains(&hint) {
                 remove(&hint)?;
             }
         }
         // Whoever stages a file holds the lock, so what is there now was left.
-        for staged in entries(&self.dir)?
-            .flatten()
-            .filter(|e| e.file_name().to_string_lossy().starts_with(".new."))
-        {
+        for staged in entries(&self.dir)?.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(".new.")) {
             remove(&staged.path())?;
         }
         Ok(())
@@ -311,10 +242,7 @@ fn parse_owner(text: &str) -> Option<Attachment> {
     let mut lines = text.trim().lines().map(str::trim);
     let container_id = lines.next().filter(|line| !line.is_empty())?.to_owned();
     // Files of old versions have no interface.
-    Some(Attachment {
-        container_id,
-        ifname: lines.next().unwrap_or_default().to_owned(),
-    })
+    Some(Attachment { container_id, ifname: lines.next().unwrap_or_default().to_owned() })
 }
 
 #[cfg(test)]
@@ -322,10 +250,7 @@ mod tests {
     use super::*;
 
     fn owner(number: usize) -> Attachment {
-        Attachment {
-            container_id: format!("container{number}"),
-            ifname: "eth0".into(),
-        }
+        Attachment { container_id: format!("container{number}"), ifname: "eth0".into() }
     }
 
     fn set(subnet: &str) -> RangeSet {
@@ -338,30 +263,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), "net").unwrap();
         let set = set("10.0.0.0/29");
-        let take = |n: usize| {
-            store
-                .take(0, &set, &owner(n), None, &[])
-                .map(|(ip, _)| ip.to_string())
-        };
+        let take = |n: usize| store.take(0, &set, &owner(n), None, &[]).map(|(ip, _)| ip.to_string());
         assert_eq!(take(0).unwrap(), "10.0.0.2");
         assert_eq!(take(1).unwrap(), "10.0.0.3");
-        assert_eq!(
-            fs::read_to_string(dir.path().join("net/10.0.0.3")).unwrap(),
-            "container1\r\neth0"
-        );
-        assert_eq!(
-            fs::read_to_string(dir.path().join("net/last_reserved_ip.0")).unwrap(),
-            "10.0.0.3"
-        );
+        assert_eq!(fs::read_to_string(dir.path().join("net/10.0.0.3")).unwrap(), "container1\r\neth0");
+        assert_eq!(fs::read_to_string(dir.path().join("net/last_reserved_ip.0")).unwrap(), "10.0.0.3");
         store.release(&owner(0)).unwrap();
         store.release(&owner(0)).unwrap();
         let rest: Vec<_> = (2..6).map(|n| take(n).unwrap()).collect();
         assert_eq!(rest, ["10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.2"]);
         let full = take(6).unwrap_err();
-        assert_eq!(
-            full.message,
-            "no IP addresses available in range set: 10.0.0.1-10.0.0.6"
-        );
+        assert_eq!(full.message, "no IP addresses available in range set: 10.0.0.1-10.0.0.6");
     }
 
     #[test]
@@ -369,10 +281,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), "net").unwrap();
         fs::write(dir.path().join("net/10.0.0.7"), "container1\r\neth0").unwrap();
-        assert_eq!(
-            store.addresses_of(&owner(1)).unwrap(),
-            ["10.0.0.7".parse::<IpAddr>().unwrap()]
-        );
+        assert_eq!(store.addresses_of(&owner(1)).unwrap(), ["10.0.0.7".parse::<IpAddr>().unwrap()]);
         store.release(&owner(1)).unwrap();
         assert!(!dir.path().join("net/10.0.0.7").exists());
     }
@@ -398,9 +307,7 @@ mod tests {
         let stale = store.take(0, &set, &owner(2), None, &[]).unwrap().0;
         fs::write(dir.path().join("net/10.0.0.99"), "").unwrap();
         fs::write(dir.path().join("net/.new.1"), "half").unwrap();
-        store
-            .write_hint(&owner(3), ["10.0.0.5".parse().unwrap()].into_iter())
-            .unwrap();
+        store.write_hint(&owner(3), ["10.0.0.5".parse().unwrap()].into_iter()).unwrap();
         store.retain(&HashSet::from([owner(1)])).unwrap();
         assert!(store.is_taken(kept) && !store.is_taken(stale));
         let mut left: Vec<_> = fs::read_dir(dir.path().join("net"))
@@ -409,11 +316,6 @@ mod tests {
             .collect();
         left.sort();
         assert_eq!(left, [".owners", "10.0.0.2", "last_reserved_ip.0", "lock"]);
-        assert_eq!(
-            fs::read_dir(dir.path().join("net/.owners"))
-                .unwrap()
-                .count(),
-            1
-        );
+        assert_eq!(fs::read_dir(dir.path().join("net/.owners")).unwrap().count(), 1);
     }
 }

@@ -7,8 +7,8 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
-        AfSpecInet, AfSpecUnspec, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-        InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+        AfSpecInet, AfSpecUnspec, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
+        LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
     },
     route::{RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType},
 };
@@ -16,9 +16,7 @@ use std::{net::IpAddr, os::fd::RawFd};
 
 fn named(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
-    message
-        .attributes
-        .push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message
 }
 
@@ -28,25 +26,19 @@ fn set_flags(message: &mut LinkMessage, flags: LinkFlags, on: bool) {
 }
 
 fn common(message: &mut LinkMessage, mac: Option<Mac>, mtu: Option<u32>) {
-    message
-        .attributes
-        .extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     message.attributes.extend(mtu.map(LinkAttribute::Mtu));
 }
 
 pub(crate) fn get_link(name: &str) -> RouteNetlinkMessage {
     let mut message = named(name);
-    message
-        .attributes
-        .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     RouteNetlinkMessage::GetLink(message)
 }
 
 pub(crate) fn list_links() -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
-    message
-        .attributes
-        .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     RouteNetlinkMessage::GetLink(message)
 }
 
@@ -81,11 +73,7 @@ pub(crate) fn bridge(name: &str, mac: Option<Mac>, mtu: Option<u32>) -> RouteNet
     let mut message = named(name);
     common(&mut message, mac, mtu);
     set_flags(&mut message, LinkFlags::Up, true);
-    message
-        .attributes
-        .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
-            InfoKind::Bridge,
-        )]));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
     RouteNetlinkMessage::NewLink(message)
 }
 
@@ -117,9 +105,7 @@ pub(crate) fn veth(pair: &Pair<'_>, bridge: u32, netns: RawFd) -> RouteNetlinkMe
 /// Changes a port that exists: this is a new-link message without the flag to create.
 pub(crate) fn port(name: &str, hairpin: bool, isolated: bool, alias: &str) -> RouteNetlinkMessage {
     let mut message = named(name);
-    message
-        .attributes
-        .push(LinkAttribute::IfAlias(alias.to_owned()));
+    message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
         LinkInfo::PortData(InfoPortData::BridgePort(vec![
@@ -139,20 +125,14 @@ pub(crate) fn announce(name: &str) -> RouteNetlinkMessage {
     conf.extend_from_slice(&ARP_NOTIFY.to_ne_bytes());
     conf.extend_from_slice(&1u32.to_ne_bytes());
     let mut message = named(name);
-    message
-        .attributes
-        .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![
-            AfSpecInet::Other(DefaultNla::new(INET_CONF, conf)),
-        ])]));
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![AfSpecInet::Other(
+        DefaultNla::new(INET_CONF, conf),
+    )])]));
     RouteNetlinkMessage::SetLink(message)
 }
 
 fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    }
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
 /// An address; without `dad` an IPv6 one is usable at once.
@@ -161,26 +141,16 @@ pub(crate) fn address(index: u32, net: IpNet, dad: bool) -> AddressMessage {
     message.header.family = family(net.addr());
     message.header.prefix_len = net.prefix_len();
     message.header.index = index;
-    message.header.scope = if net.addr().is_loopback() {
-        AddressScope::Host
-    } else {
-        AddressScope::Universe
-    };
+    message.header.scope = if net.addr().is_loopback() { AddressScope::Host } else { AddressScope::Universe };
     message.attributes.push(AddressAttribute::Local(net.addr()));
-    message
-        .attributes
-        .push(AddressAttribute::Address(net.addr()));
+    message.attributes.push(AddressAttribute::Address(net.addr()));
     match net {
         IpNet::V4(v4) if v4.prefix_len() < 31 && !v4.addr().is_loopback() => {
-            message
-                .attributes
-                .push(AddressAttribute::Broadcast(v4.broadcast()));
+            message.attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
         }
         IpNet::V6(_) if !dad => {
             message.header.flags = AddressHeaderFlags::Nodad;
-            message
-                .attributes
-                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         }
         _ => {}
     }
@@ -209,12 +179,8 @@ pub(crate) fn route(index: u32, route: &Route) -> RouteNetlinkMessage {
     attributes.push(RouteAttribute::Oif(index));
     attributes.push(RouteAttribute::Table(table));
     attributes.extend(route.priority.map(RouteAttribute::Priority));
-    let metrics: Vec<_> = route
-        .mtu
-        .map(RouteMetric::Mtu)
-        .into_iter()
-        .chain(route.advmss.map(RouteMetric::Advmss))
-        .collect();
+    let metrics: Vec<_> =
+        route.mtu.map(RouteMetric::Mtu).into_iter().chain(route.advmss.map(RouteMetric::Advmss)).collect();
     if !metrics.is_empty() {
         attributes.push(RouteAttribute::Metrics(metrics));
     }

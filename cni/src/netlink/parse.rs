@@ -17,10 +17,7 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 
 /// A string up to its terminating zero.
 pub(crate) fn text(value: &[u8]) -> String {
-    let end = value
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(value.len());
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
@@ -30,12 +27,8 @@ fn number(value: &[u8]) -> Option<u32> {
 
 fn ip(value: &[u8]) -> Option<IpAddr> {
     match value.len() {
-        4 => value
-            .first_chunk::<4>()
-            .map(|octets| Ipv4Addr::from(*octets).into()),
-        16 => value
-            .first_chunk::<16>()
-            .map(|octets| Ipv6Addr::from(*octets).into()),
+        4 => value.first_chunk::<4>().map(|octets| Ipv4Addr::from(*octets).into()),
+        16 => value.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets).into()),
         _ => None,
     }
 }
@@ -70,8 +63,7 @@ fn link_info(value: &[u8], link: &mut Link) {
         match kind {
             libc::IFLA_INFO_KIND => link.kind = text(value),
             libc::IFLA_INFO_SLAVE_DATA => {
-                link.hairpin = attributes(value)
-                    .any(|(kind, value)| kind == HAIRPIN && value.first() == Some(&1));
+                link.hairpin = attributes(value).any(|(kind, value)| kind == HAIRPIN && value.first() == Some(&1));
             }
             _ => {}
         }
@@ -85,12 +77,7 @@ pub(crate) fn address(message: &[u8], index: u32) -> Option<IpNet> {
         return None;
     }
     let values: Vec<_> = attributes(&message[8..]).collect();
-    let find = |wanted| {
-        values
-            .iter()
-            .find(|(kind, _)| *kind == wanted)
-            .and_then(|(_, value)| ip(value))
-    };
+    let find = |wanted| values.iter().find(|(kind, _)| *kind == wanted).and_then(|(_, value)| ip(value));
     let address = find(libc::IFA_LOCAL).or_else(|| find(libc::IFA_ADDRESS))?;
     if is_link_local(&address) {
         return None;
@@ -119,9 +106,5 @@ pub(crate) fn route(message: &[u8]) -> Option<KernelRoute> {
             _ => {}
         }
     }
-    Some(KernelRoute {
-        dst: IpNet::new(dst, length).ok()?,
-        gw,
-        link,
-    })
+    Some(KernelRoute { dst: IpNet::new(dst, length).ok()?, gw, link })
 }

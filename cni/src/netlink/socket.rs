@@ -1,8 +1,6 @@
 //! A blocking rtnetlink socket: batches of requests, each with its answer, and dumps.
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket as Raw, SocketAddr, protocols::NETLINK_ROUTE};
 use std::{fmt, io};
@@ -26,25 +24,15 @@ pub(crate) struct Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = io::Error::from_raw_os_error(self.errno);
-        if self.message.is_empty() {
-            write!(f, "{text}")
-        } else {
-            write!(f, "{} ({text})", self.message)
-        }
+        if self.message.is_empty() { write!(f, "{text}") } else { write!(f, "{} ({text})", self.message) }
     }
 }
 
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Self {
         match error.raw_os_error() {
-            Some(errno) => Self {
-                errno,
-                message: String::new(),
-            },
-            None => Self {
-                errno: libc::EIO,
-                message: error.to_string(),
-            },
+            Some(errno) => Self { errno, message: String::new() },
+            None => Self { errno: libc::EIO, message: error.to_string() },
         }
     }
 }
@@ -63,25 +51,14 @@ impl Socket {
         raw.bind_auto()?;
         raw.connect(&SocketAddr::new(0, 0))?;
         // Older kernels do without: then answers are longer, and unfiltered.
-        let _ = (
-            raw.set_cap_ack(true),
-            raw.set_ext_ack(true),
-            raw.set_netlink_get_strict_chk(true),
-        );
-        Ok(Self {
-            raw,
-            sequence: 0,
-            buffer: Vec::with_capacity(RECEIVE),
-        })
+        let _ = (raw.set_cap_ack(true), raw.set_ext_ack(true), raw.set_netlink_get_strict_chk(true));
+        Ok(Self { raw, sequence: 0, buffer: Vec::with_capacity(RECEIVE) })
     }
 
     /// Sends the requests in one call; the kernel works them off in order, and goes on after a refusal.
     ///
     /// The flags must hold `NLM_F_ACK`.
-    pub(crate) fn batch(
-        &mut self,
-        requests: &[(RouteNetlinkMessage, u16)],
-    ) -> io::Result<Vec<Result<(), Refusal>>> {
+    pub(crate) fn batch(&mut self, requests: &[(RouteNetlinkMessage, u16)]) -> io::Result<Vec<Result<(), Refusal>>> {
         let first = self.sequence + 1;
         let mut bytes = Vec::new();
         for (message, flags) in requests {
@@ -104,20 +81,14 @@ impl Socket {
     }
 
     /// Asks for objects; answers each one's message without the netlink header.
-    pub(crate) fn get(
-        &mut self,
-        request: RouteNetlinkMessage,
-        flags: u16,
-    ) -> Result<Vec<Vec<u8>>, Refusal> {
+    pub(crate) fn get(&mut self, request: RouteNetlinkMessage, flags: u16) -> Result<Vec<Vec<u8>>, Refusal> {
         let mut bytes = Vec::new();
         self.serialize(request, flags, &mut bytes);
         self.raw.send(&bytes, 0)?;
         let mut answers = Vec::new();
         loop {
             self.receive()?;
-            for message in
-                Messages(&self.buffer).filter(|message| message.sequence == self.sequence)
-            {
+            for message in Messages(&self.buffer).filter(|message| message.sequence == self.sequence) {
                 match message.kind {
                     NLMSG_DONE => return Ok(answers),
                     NLMSG_ERROR => return message.verdict().map(|()| answers),
@@ -164,23 +135,15 @@ struct Message<'a> {
 impl Message<'_> {
     /// Reads an `NLMSG_ERROR`, which is also how the kernel says yes.
     fn verdict(&self) -> Result<(), Refusal> {
-        let errno = self
-            .body
-            .first_chunk()
-            .map_or(-libc::EPROTO, |bytes| i32::from_ne_bytes(*bytes));
+        let errno = self.body.first_chunk().map_or(-libc::EPROTO, |bytes| i32::from_ne_bytes(*bytes));
         if errno == 0 {
             return Ok(());
         }
         // With a capped acknowledgement the request's header follows, then attributes.
         let attributes = self.body.get(4 + HEADER..).unwrap_or_default();
         let text = super::parse::attributes(attributes).find(|(kind, _)| *kind == ATTR_MESSAGE);
-        let message = text
-            .map(|(_, value)| super::parse::text(value))
-            .unwrap_or_default();
-        Err(Refusal {
-            errno: -errno,
-            message,
-        })
+        let message = text.map(|(_, value)| super::parse::text(value)).unwrap_or_default();
+        Err(Refusal { errno: -errno, message })
     }
 }
 
@@ -197,10 +160,6 @@ impl<'a> Iterator for Messages<'a> {
         let sequence = u32::from_ne_bytes(*header[8..].first_chunk()?);
         let body = self.0.get(HEADER..length)?;
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message {
-            kind,
-            sequence,
-            body,
-        })
+        Some(Message { kind, sequence, body })
     }
 }

@@ -20,15 +20,8 @@ struct RuntimeConfig {
 impl Plugin for Portmap {
     fn add(&self, call: &Call) -> Result<CniResult, Error> {
         let config: Config = call.config()?;
-        if config
-            .runtime_config
-            .port_mappings
-            .is_some_and(|list| !list.is_empty())
-        {
-            return Err(Error::new(
-                Code::UnsupportedField,
-                "portmap: portMappings are not supported yet",
-            ));
+        if config.runtime_config.port_mappings.is_some_and(|list| !list.is_empty()) {
+            return Err(Error::new(Code::UnsupportedField, "portmap: portMappings are not supported yet"));
         }
         call.required_prev_result().cloned()
     }

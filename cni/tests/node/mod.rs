@@ -2,6 +2,7 @@
 //! calls them.
 
 #![allow(dead_code, reason = "each test file uses its own part of the node")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
@@ -28,18 +29,11 @@ pub(crate) struct Node {
 }
 
 pub(crate) fn ip(args: &str) -> Output {
-    Command::new("ip")
-        .args(args.split_whitespace())
-        .output()
-        .unwrap()
+    Command::new("ip").args(args.split_whitespace()).output().unwrap()
 }
 
 fn must(output: Output) -> String {
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -58,16 +52,8 @@ impl Node {
     }
 
     fn with_plugins(data: tempfile::TempDir, plugins: PathBuf) -> Self {
-        let prefix = format!(
-            "cni{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
-        let node = Self {
-            prefix,
-            data,
-            plugins,
-        };
+        let prefix = format!("cni{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let node = Self { prefix, data, plugins };
         must(ip(&format!("netns add {}", node.host())));
         node.exec("ip link set lo up");
         node
@@ -107,11 +93,7 @@ impl Node {
             TcpStream::connect_timeout(&target, Duration::from_secs(3)).map(drop)
         });
         let error = tried.join().unwrap().unwrap_err();
-        assert_eq!(
-            error.kind(),
-            std::io::ErrorKind::ConnectionRefused,
-            "{target}"
-        );
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{target}");
     }
 
     /// A network on `cni0` with host-local addresses.
@@ -127,14 +109,7 @@ impl Node {
     }
 
     /// Starts a plugin.
-    pub(crate) fn start(
-        &self,
-        plugin: &str,
-        command: &str,
-        id: &str,
-        netns: Option<&Path>,
-        conf: &Value,
-    ) -> Child {
+    pub(crate) fn start(&self, plugin: &str, command: &str, id: &str, netns: Option<&Path>, conf: &Value) -> Child {
         let mut child = Command::new("ip")
             .args(["netns", "exec", &self.host()])
             .arg(self.plugins.join(plugin))
@@ -142,10 +117,7 @@ impl Node {
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", id)
-            .env(
-                "CNI_IFNAME",
-                if plugin == "loopback" { "lo" } else { "eth0" },
-            )
+            .env("CNI_IFNAME", if plugin == "loopback" { "lo" } else { "eth0" })
             .env("CNI_PATH", &self.plugins)
             .envs(netns.map(|path| ("CNI_NETNS", path)))
             .stdin(Stdio::piped())
@@ -153,12 +125,7 @@ impl Node {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(conf.to_string().as_bytes())
-            .unwrap();
+        child.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
         child
     }
 
@@ -185,9 +152,7 @@ impl Node {
             return Vec::new();
         };
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names
-            .filter(|name| name.parse::<std::net::IpAddr>().is_ok())
-            .collect()
+        names.filter(|name| name.parse::<std::net::IpAddr>().is_ok()).collect()
     }
 
     /// The veths on the host.
@@ -200,18 +165,10 @@ impl Node {
 pub(crate) fn answer(child: Child) -> Result<Value, Value> {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let value = if text.trim().is_empty() {
-        Value::Null
-    } else {
-        serde_json::from_str(&text).unwrap()
-    };
+    let value = if text.trim().is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() };
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(!complaint.contains("panicked"), "{complaint}");
-    if output.status.success() {
-        Ok(value)
-    } else {
-        Err(value)
-    }
+    if output.status.success() { Ok(value) } else { Err(value) }
 }
 
 /// The configuration with what ADD answered, as DEL and CHECK get it.
@@ -224,14 +181,8 @@ pub(crate) fn with_result(conf: &Value, result: &Value) -> Value {
 impl Drop for Node {
     fn drop(&mut self) {
         let listed = String::from_utf8(ip("netns list").stdout).unwrap();
-        for name in listed
-            .lines()
-            .filter_map(|line| line.split_whitespace().next())
-        {
-            if name
-                .strip_prefix(&self.prefix)
-                .is_some_and(|rest| rest.starts_with('-'))
-            {
+        for name in listed.lines().filter_map(|line| line.split_whitespace().next()) {
+            if name.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with('-')) {
                 ip(&format!("netns del {name}"));
             }
         }

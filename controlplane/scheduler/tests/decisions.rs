@@ -1,4 +1,5 @@
 //! Decisions as people see them: which node, or the words that say why not.
+#![expect(clippy::unwrap_used, reason = "a broken fixture should end the test")]
 
 use std::sync::Arc;
 

@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
 
+mod cni;
 mod cri;
 mod footprint;
 mod pods;
@@ -31,6 +32,9 @@ pub(crate) struct Options {
     /// Services (and as many EndpointSlices) written.
     #[arg(long, default_value_t = 5000)]
     services: usize,
+    /// The profile whose binaries are measured.
+    #[arg(long, default_value = "release")]
+    pub(crate) profile: String,
     /// Use containerd 1.6 in place of 2.1.
     #[arg(long)]
     old_containerd: bool,
@@ -40,6 +44,8 @@ pub(crate) struct Options {
 pub(crate) enum Part {
     /// Raw CRI calls with the reference CNI plugins; needs nothing of ours.
     Reference,
+    /// CNI plugins by themselves, ours and the reference ones.
+    Cni,
     /// Start, memory, one pod, many pods: needs a node.
     Node,
     /// Objects written per second.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use bosun_tests::images::WEB;
 use futures::future::try_join_all;
-use futures::{Stream, StreamExt as _, TryStreamExt as _, pin_mut};
-use k8s_openapi::api::core::v1::Pod;
+use futures::{Stream, TryStreamExt as _, pin_mut};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use serde_json::json;
@@ -76,9 +76,9 @@ async fn watch(api: &Api<Pod>) -> Result<impl Stream<Item = kube::Result<WatchEv
     Ok(api.watch(&WatchParams::default().timeout(280), &from).await?)
 }
 
-async fn until(
-    events: impl Stream<Item = kube::Result<WatchEvent<Pod>>>,
-    mut enough: impl FnMut(&WatchEvent<Pod>) -> bool,
+async fn until<K>(
+    events: impl Stream<Item = kube::Result<WatchEvent<K>>>,
+    mut enough: impl FnMut(&WatchEvent<K>) -> bool,
 ) -> Result<()> {
     pin_mut!(events);
     let waiting = async {
@@ -114,11 +114,24 @@ fn pod(name: &str, node: &str) -> Result<Pod> {
     }))?)
 }
 
-/// Waits for the stream's first item; used to be sure that a client works.
+/// Waits until a node is Ready.
+pub(crate) async fn node_ready(client: &Client, name: &str) -> Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let from = nodes.list(&ListParams::default()).await?.metadata.resource_version.unwrap_or_default();
+    let events = nodes.watch(&WatchParams::default().fields(&format!("metadata.name={name}")), &from).await?;
+    let seen = until(events, |event| match event {
+        WatchEvent::Added(node) | WatchEvent::Modified(node) => {
+            let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True")
+        }
+        _ => false,
+    });
+    seen.await.with_context(|| format!("{name} did not become Ready"))
+}
+
+/// Makes sure that a client's connection is there and is answered.
 pub(crate) async fn reachable(client: &Client) -> Result<()> {
-    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client.clone());
-    let listed = futures::stream::once(nodes.list(&ListParams::default()));
-    pin_mut!(listed);
-    listed.next().await.context("no answer")?.context("the API server does not answer")?;
+    let nodes: Api<Node> = Api::all(client.clone());
+    nodes.list(&ListParams::default()).await.context("the API server does not answer")?;
     Ok(())
 }

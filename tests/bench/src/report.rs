@@ -103,7 +103,7 @@ mod tests {
             note: "1.5 × floor".to_owned(),
             more_is_better: false,
         };
-        let text = table(&[row.clone()]);
+        let text = table(std::slice::from_ref(&row));
         assert!(text.ends_with("| one pod | 0.15 s | ≤ 0.18 s | 0.12 s |      | yes | 1.5 × floor |\n"), "{text}");
         assert!(!Row { here: 0.2, ..row }.met());
     }

@@ -1,0 +1,261 @@
+//! Pods and what makes them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use bosun_tests::images::{BUSYBOX_IMAGE, WEB};
+use bosun_tests::process::eventually;
+
+use crate::Cases;
+use crate::case::{Case, LIMIT, has};
+
+pub(crate) const CASES: Cases = &[
+    ("a_pod_becomes_ready_and_goes", a_pod_becomes_ready_and_goes),
+    ("environment_and_volumes", environment_and_volumes),
+    ("a_changed_config_map_reaches_the_file", a_changed_config_map_reaches_the_file),
+    ("readiness_and_liveness", readiness_and_liveness),
+    ("exec_and_tcp_probes", exec_and_tcp_probes),
+    ("restart_policies", restart_policies),
+    ("a_job_completes", a_job_completes),
+    ("a_daemon_set_is_on_every_node", a_daemon_set_is_on_every_node),
+    ("an_unplaceable_pod_says_why", an_unplaceable_pod_says_why),
+    ("owned_objects_go_with_their_owner", owned_objects_go_with_their_owner),
+    ("limits_reach_the_cgroup", limits_reach_the_cgroup),
+];
+
+fn a_pod_becomes_ready_and_goes(case: &Case) -> Result<()> {
+    case.web("one")?;
+    ensure!(case.field("pod/one", ".status.phase")? == "Running");
+    ensure!(case.field("pod/one", ".spec.nodeName")? == case.member.node.name);
+    ensure!(case.field("pod/one", ".status.hostIP")? == case.member.node.address.to_string());
+    let address = case.field("pod/one", ".status.podIP")?;
+    has(&case.member.fetch(&case.cluster.tools, &format!("http://{address}:8080/hostname"))?, "one\n")?;
+    let started = Instant::now();
+    case.kubectl.ask(&["delete", "pod", "one"])?;
+    // It ends at SIGTERM: its grace period is never waited for.
+    ensure!(started.elapsed() < Duration::from_secs(20), "deleting took {:?}", started.elapsed());
+    has(&case.kubectl.refused(&["get", "pod", "one"], "")?, r#"Error from server (NotFound): pods "one" not found"#)
+}
+
+fn environment_and_volumes(case: &Case) -> Result<()> {
+    case.kubectl.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {color: green, file.txt: 'from a config map'}\n")?;
+    case.kubectl
+        .apply("apiVersion: v1\nkind: Secret\nmetadata: {name: hidden}\nstringData: {password: swordfish}\n")?;
+    let spec = format!(
+        "initContainers:
+- name: before
+  image: {BUSYBOX_IMAGE}
+  imagePullPolicy: Never
+  command: [sh, -c, 'echo made before > /shared/note']
+  volumeMounts: [{{name: shared, mountPath: /shared}}]
+containers:
+- name: main
+  image: {BUSYBOX_IMAGE}
+  imagePullPolicy: Never
+  command: [sleep, '100000']
+  env:
+  - {{name: PLAIN, value: plain}}
+  - {{name: COLOR, valueFrom: {{configMapKeyRef: {{name: settings, key: color}}}}}}
+  - {{name: PASSWORD, valueFrom: {{secretKeyRef: {{name: hidden, key: password}}}}}}
+  - {{name: NODE, valueFrom: {{fieldRef: {{fieldPath: spec.nodeName}}}}}}
+  - {{name: BOTH, value: $(PLAIN)-$(COLOR)}}
+  envFrom:
+  - {{prefix: CM_, configMapRef: {{name: settings}}}}
+  volumeMounts:
+  - {{name: shared, mountPath: /shared}}
+  - {{name: settings, mountPath: /settings}}
+  - {{name: hidden, mountPath: /hidden, readOnly: true}}
+  - {{name: all, mountPath: /all}}
+volumes:
+- {{name: shared, emptyDir: {{}}}}
+- {{name: settings, configMap: {{name: settings}}}}
+- {{name: hidden, secret: {{secretName: hidden, defaultMode: 0400}}}}
+- name: all
+  projected:
+    sources:
+    - configMap: {{name: settings, items: [{{key: file.txt, path: renamed}}]}}
+    - downwardAPI: {{items: [{{path: labels, fieldRef: {{fieldPath: metadata.labels}}}}]}}
+"
+    );
+    case.kubectl.apply(&case.pod("full", &spec))?;
+    case.ready("full")?;
+    let script = "echo $PLAIN $COLOR $PASSWORD $NODE $BOTH $CM_color; cat /shared/note /settings/file.txt; echo; \
+                  cat /hidden/password; echo; cat /all/renamed; echo; cat /all/labels; echo; stat -Lc %a /hidden/password; \
+                  ls /var/run/secrets/kubernetes.io/serviceaccount";
+    let shown = case.exec("full", &["sh", "-c", script])?;
+    has(&shown, &format!("plain green swordfish {} plain-green green\n", case.member.node.name))?;
+    has(&shown, "made before\nfrom a config map\nswordfish\nfrom a config map\napp=\"full\"\n400\n")?;
+    has(&shown, "ca.crt\nnamespace\ntoken\n")
+}
+
+fn a_changed_config_map_reaches_the_file(case: &Case) -> Result<()> {
+    case.kubectl.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: page}\ndata: {page: first}\n")?;
+    let spec = format!(
+        "containers:\n- name: web\n  image: {WEB}\n  imagePullPolicy: Never\n  args: [--root=/data]\n  \
+         volumeMounts: [{{name: page, mountPath: /data}}]\nvolumes: [{{name: page, configMap: {{name: page}}}}]\n"
+    );
+    case.kubectl.apply(&case.pod("reader", &spec))?;
+    case.ready("reader")?;
+    let url = format!("http://{}:8080/files/page", case.field("pod/reader", ".status.podIP")?);
+    let fetch = || case.member.fetch(&case.cluster.tools, &url);
+    ensure!(fetch()? == "first");
+    case.kubectl.ask(&["patch", "configmap", "page", "--type=merge", "-p", r#"{"data":{"page":"second"}}"#])?;
+    eventually("the changed file", Duration::from_secs(120), || {
+        let page = fetch()?;
+        ensure!(page == "second", "it is {page:?}");
+        Ok(())
+    })
+}
+
+fn readiness_and_liveness(case: &Case) -> Result<()> {
+    let spec = format!(
+        "containers:
+- name: web
+  image: {WEB}
+  imagePullPolicy: Never
+  args: [--ready-after=3]
+  readinessProbe: {{httpGet: {{path: /readyz, port: 8080}}, periodSeconds: 1}}
+  livenessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1, failureThreshold: 2}}
+"
+    );
+    case.kubectl.apply(&case.pod("probed", &spec))?;
+    case.becomes("pod/probed", ".status.phase", "Running")?;
+    ensure!(case.field("pod/probed", ".status.containerStatuses[0].ready")? == "false", "Ready before its time");
+    case.ready("probed")?;
+    let address = case.field("pod/probed", ".status.podIP")?;
+    case.member.fetch(&case.cluster.tools, &format!("http://{address}:8080/fail"))?;
+    case.becomes("pod/probed", ".status.containerStatuses[0].restartCount", "1")?;
+    case.ready("probed")?;
+    let events = case.kubectl.ask(&["describe", "pod", "probed"])?;
+    has(&events, "Unhealthy")?;
+    has(&events, "Liveness probe failed: HTTP probe failed with statuscode: 503")?;
+    has(&events, "Container web failed liveness probe, will be restarted")
+}
+
+fn exec_and_tcp_probes(case: &Case) -> Result<()> {
+    let spec = format!(
+        "containers:
+- name: shell
+  image: {BUSYBOX_IMAGE}
+  imagePullPolicy: Never
+  command: [sh, -c, 'sleep 1; touch /tmp/ready; sleep 100000']
+  startupProbe: {{exec: {{command: [test, -e, /tmp/ready]}}, periodSeconds: 1, failureThreshold: 30}}
+  readinessProbe: {{exec: {{command: [test, -e, /tmp/ready]}}, periodSeconds: 1}}
+- name: web
+  image: {WEB}
+  imagePullPolicy: Never
+  readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}
+"
+    );
+    case.kubectl.apply(&case.pod("probed", &spec))?;
+    case.ready("probed")?;
+    case.kubectl.ask(&["exec", "probed", "-c", "shell", "--", "rm", "/tmp/ready"])?;
+    case.becomes("pod/probed", ".status.conditions[?(@.type==\"Ready\")].status", "False")?;
+    ensure!(case.field("pod/probed", ".status.containerStatuses[*].restartCount")? == "0 0");
+    Ok(())
+}
+
+fn restart_policies(case: &Case) -> Result<()> {
+    let pod = |name: &str, policy: &str, script: &str| {
+        let spec = format!(
+            "restartPolicy: {policy}\ncontainers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  \
+             command: [sh, -c, '{script}']\n"
+        );
+        case.kubectl.apply(&case.pod(name, &spec))
+    };
+    pod("never", "Never", "exit 3")?;
+    pod("on-failure", "OnFailure", "exit 0")?;
+    pod("always", "Always", "exit 1")?;
+    case.becomes("pod/never", ".status.phase", "Failed")?;
+    let state = ".status.containerStatuses[0].state";
+    ensure!(case.field("pod/never", &format!("{state}.terminated.exitCode"))? == "3");
+    ensure!(case.field("pod/never", &format!("{state}.terminated.reason"))? == "Error");
+    case.becomes("pod/on-failure", ".status.phase", "Succeeded")?;
+    ensure!(case.field("pod/on-failure", &format!("{state}.terminated.reason"))? == "Completed");
+    case.becomes("pod/always", &format!("{state}.waiting.reason"), "CrashLoopBackOff")?;
+    ensure!(case.field("pod/always", ".status.phase")? == "Running");
+    let restarts: u32 = case.field("pod/always", ".status.containerStatuses[0].restartCount")?.parse()?;
+    ensure!(restarts >= 1, "CrashLoopBackOff before any restart");
+    Ok(())
+}
+
+fn a_job_completes(case: &Case) -> Result<()> {
+    case.kubectl.apply(&format!(
+        "apiVersion: batch/v1
+kind: Job
+metadata: {{name: count}}
+spec:
+  completions: 3
+  parallelism: 2
+  template:
+    spec:
+      restartPolicy: Never
+      containers:
+      - {{name: count, image: '{BUSYBOX_IMAGE}', imagePullPolicy: Never, command: [echo, counted]}}
+"
+    ))?;
+    case.kubectl.run(&["wait", "--for=condition=Complete", "job/count", "--timeout=60s"])?;
+    ensure!(case.field("job/count", ".status.succeeded")? == "3");
+    has(&case.kubectl.ask(&["logs", "job/count"])?, "counted\n")
+}
+
+fn a_daemon_set_is_on_every_node(case: &Case) -> Result<()> {
+    case.kubectl.apply(&format!(
+        "apiVersion: apps/v1
+kind: DaemonSet
+metadata: {{name: everywhere}}
+spec:
+  selector: {{matchLabels: {{app: everywhere}}}}
+  template:
+    metadata: {{labels: {{app: everywhere}}}}
+    spec:
+      containers: [{{name: web, image: '{WEB}', imagePullPolicy: Never}}]
+"
+    ))?;
+    case.kubectl.run(&["rollout", "status", "daemonset/everywhere", "--timeout=60s"])?;
+    let nodes = case.field("pods", ".items[*].spec.nodeName")?;
+    let mut nodes: Vec<&str> = nodes.split_whitespace().collect();
+    nodes.sort_unstable();
+    ensure!(nodes == ["node-1", "node-2"], "they are on {nodes:?}");
+    Ok(())
+}
+
+fn an_unplaceable_pod_says_why(case: &Case) -> Result<()> {
+    let pod = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: nowhere}}\nspec:\n  nodeSelector: {{planet: mars}}\n  \
+         containers: [{{name: web, image: '{WEB}', resources: {{requests: {{cpu: '1'}}}}}}]\n"
+    );
+    case.kubectl.apply(&pod)?;
+    eventually("the reason", LIMIT, || {
+        let told = case.kubectl.ask(&["describe", "pod", "nowhere"])?;
+        has(&told, "FailedScheduling")?;
+        has(&told, "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.")
+    })?;
+    ensure!(case.field("pod/nowhere", ".status.phase")? == "Pending");
+    Ok(())
+}
+
+fn owned_objects_go_with_their_owner(case: &Case) -> Result<()> {
+    case.kubectl.ask(&["create", "deployment", "owner", &format!("--image={WEB}")])?;
+    case.kubectl.run(&["rollout", "status", "deployment/owner", "--timeout=60s"])?;
+    case.kubectl.ask(&["delete", "deployment", "owner"])?;
+    eventually("the pods being gone", LIMIT, || {
+        let left = case.kubectl.ask(&["get", "replicasets,pods", "-o", "name"])?;
+        ensure!(left.is_empty(), "left: {left}");
+        Ok(())
+    })
+}
+
+fn limits_reach_the_cgroup(case: &Case) -> Result<()> {
+    let spec = format!(
+        "containers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sleep, '100000']\n  \
+         resources: {{limits: {{memory: 32Mi, cpu: 250m}}}}\n"
+    );
+    case.kubectl.apply(&case.pod("bound", &spec))?;
+    case.ready("bound")?;
+    ensure!(case.field("pod/bound", ".status.qosClass")? == "Guaranteed");
+    let script = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || \
+                  cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
+    let shown = case.exec("bound", &["sh", "-c", script])?;
+    has(&shown, "33554432\n25000")
+}
