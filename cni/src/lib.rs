@@ -15,6 +15,7 @@ pub mod host_local;
 mod install;
 mod ipam;
 mod loopback;
+mod nat;
 mod netlink;
 pub mod plan;
 pub mod portmap;
