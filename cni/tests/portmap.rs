@@ -185,6 +185,23 @@ fn a_hundred_port_mappings_at_once() {
     assert_eq!(ruleset.matches(": 10.88.0.2 . 80").count(), 100, "{ruleset}");
 }
 
+/// A Service's address is translated on the host. Its pod on the same bridge answers the client directly, past the host,
+/// unless bridged packets meet the host's rules: `bridge-nf-call-iptables`, which the network daemon sets.
+#[test]
+fn a_neighbour_behind_a_translated_address_answers_when_bridged_packets_are_filtered() {
+    let fixture = Fixture::new();
+    let (first, _) = fixture.container("a");
+    fixture.container("b");
+    fixture.node.exec("nft add table ip service");
+    fixture.node.exec("nft add chain ip service pre { type nat hook prerouting priority -100 ; }");
+    fixture.node.exec("nft add rule ip service pre ip daddr 10.96.0.1 tcp dport 80 dnat to 10.88.0.3:80");
+    let key = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+    within(&fixture.host, move || std::fs::write(key, "1").unwrap());
+    assert_eq!(tcp(&first, "10.96.0.1:80").unwrap(), "b 10.88.0.2");
+    within(&fixture.host, move || std::fs::write(key, "0").unwrap());
+    assert!(tcp(&first, "10.96.0.1:80").is_err());
+}
+
 #[test]
 fn masqueraded_outside_and_not_inside() {
     let fixture = Fixture::new();
