@@ -1,6 +1,7 @@
 //! A whole cluster: `bosun server` on the host, reached by the bridge's address, and `bosun agent` on every node.
 
 use std::fs;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -113,10 +114,14 @@ impl Cluster {
         command.arg("--bind-address").arg(self.fabric.address().to_string());
         command.arg("--write-kubeconfig").arg(self.kubeconfig());
         self.server.start(&mut command)?;
+        // Cheap looks first: a client costs more processor time than the start itself.
+        let address = SocketAddr::from((self.fabric.address(), PORT));
+        self.server.wait("its port", START_LIMIT, || {
+            self.kubeconfig().exists() && TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+        })?;
         let kubectl = self.kubectl();
-        self.server.wait("readiness", START_LIMIT, || {
-            self.kubeconfig().exists() && kubectl.run(&["get", "--raw=/readyz", "--request-timeout=5s"]).is_ok()
-        })
+        self.server
+            .wait("readiness", START_LIMIT, || kubectl.run(&["get", "--raw=/readyz", "--request-timeout=5s"]).is_ok())
     }
 
     /// Starts `bosun agent` on a node unless it runs. Does not wait for it.

@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
 
+mod cni;
 mod cri;
 mod footprint;
 mod pods;
@@ -43,6 +44,8 @@ pub(crate) struct Options {
 pub(crate) enum Part {
     /// Raw CRI calls with the reference CNI plugins; needs nothing of ours.
     Reference,
+    /// CNI plugins by themselves, ours and the reference ones.
+    Cni,
     /// Start, memory, one pod, many pods: needs a node.
     Node,
     /// Objects written per second.

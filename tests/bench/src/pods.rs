@@ -76,9 +76,9 @@ async fn watch(api: &Api<Pod>) -> Result<impl Stream<Item = kube::Result<WatchEv
     Ok(api.watch(&WatchParams::default().timeout(280), &from).await?)
 }
 
-async fn until(
-    events: impl Stream<Item = kube::Result<WatchEvent<Pod>>>,
-    mut enough: impl FnMut(&WatchEvent<Pod>) -> bool,
+async fn until<K>(
+    events: impl Stream<Item = kube::Result<WatchEvent<K>>>,
+    mut enough: impl FnMut(&WatchEvent<K>) -> bool,
 ) -> Result<()> {
     pin_mut!(events);
     let waiting = async {
@@ -112,6 +112,21 @@ fn pod(name: &str, node: &str) -> Result<Pod> {
             "containers": [{ "name": "web", "image": WEB, "imagePullPolicy": "Never" }],
         },
     }))?)
+}
+
+/// Waits until a node is Ready.
+pub(crate) async fn node_ready(client: &Client, name: &str) -> Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let from = nodes.list(&ListParams::default()).await?.metadata.resource_version.unwrap_or_default();
+    let events = nodes.watch(&WatchParams::default().fields(&format!("metadata.name={name}")), &from).await?;
+    let seen = until(events, |event| match event {
+        WatchEvent::Added(node) | WatchEvent::Modified(node) => {
+            let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True")
+        }
+        _ => false,
+    });
+    seen.await.with_context(|| format!("{name} did not become Ready"))
 }
 
 /// Makes sure that a client's connection is there and is answered.

@@ -2,17 +2,21 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use bosun_kit::client::from_kubeconfig;
+use bosun_tests::cluster::Member;
 use bosun_tests::images::{self, Archive};
+use bosun_tests::process::Daemon;
 use bosun_tests::sweep::take_down;
 use bosun_tests::tools::{CNI_PLUGINS, Scope};
 use bosun_tests::{Cluster, Fabric, Layout, Tools};
 use futures::future::try_join_all;
 use kube::Client;
 
+use crate::cni;
 use crate::cri::Runtime;
 use crate::report::{Row, table, write};
 use crate::{Options, Part, footprint, pods, writes};
@@ -68,6 +72,13 @@ pub(crate) async fn run(options: &Options) -> Result<String> {
     let _guard = Guard(&fabric);
     let mut rows = Vec::new();
 
+    if options.wants(Part::Cni) {
+        eprintln!("CNI plugins by themselves");
+        let times = cni::compare(&fabric, &tools, &binaries.join("bosun-cni"), options.rounds * 3)?;
+        let note = "one bridge attachment made and removed; at most the peer: the reference plugins 1.9.1";
+        let (here, peer) = (times.ours * 1000.0, times.reference * 1000.0);
+        rows.push(row("CNI ADD and DEL", "ms", here, peer, Some(peer), note));
+    }
     let reference = if options.wants(Part::Reference) {
         eprintln!("raw CRI calls with the reference CNI plugins");
         let wanted = [images::PAUSE, images::WEB];
@@ -115,11 +126,11 @@ async fn node(options: &Options, cluster: &Cluster, reference: Option<Raw>) -> R
     eprintln!("start of the control plane → node Ready");
     let started = Instant::now();
     cluster.start_server()?;
+    let client = from_kubeconfig(&cluster.kubeconfig()).await?;
     cluster.start_agent(member)?;
-    cluster.wait_ready(member)?;
+    pods::node_ready(&client, name).await?;
     let start = started.elapsed().as_secs_f64();
 
-    let client = from_kubeconfig(&cluster.kubeconfig()).await?;
     eprintln!("control plane idle");
     // The first pods need what the cluster makes at its start (service account, DNS); the second of them is typical.
     pods::round(&client, name, "first", 1).await?;
@@ -137,7 +148,7 @@ async fn node(options: &Options, cluster: &Cluster, reference: Option<Raw>) -> R
         all_ready.push(times.ready);
         all_gone.push(times.gone);
     }
-    let (memory, cpu) = kubelet(options, cluster, &client).await?;
+    let [agent, kubelet] = footprints(options, cluster, &client).await?;
 
     eprintln!("raw CRI calls with our CNI plugins");
     member.agent.stop(Duration::from_secs(10))?;
@@ -147,6 +158,8 @@ async fn node(options: &Options, cluster: &Cluster, reference: Option<Raw>) -> R
     let least = floor.all_ready * 1.3;
     let peer = |value: fn(Raw) -> f64| reference.map(value);
     let with_floor = |floor: f64, row: Row| Row { floor: Some(floor), ..row };
+    let with_agent =
+        format!("{STOCK}; kubelet, proxy and network daemon in one: {:.1} MB, {:.2} %", agent.memory, agent.cpu);
     let raw_peer = "peer: raw calls with the reference plugins";
     Ok(vec![
         with_floor(
@@ -183,25 +196,55 @@ async fn node(options: &Options, cluster: &Cluster, reference: Option<Raw>) -> R
             ),
         ),
         row("control plane idle, all parts", "MB", idle, 60.0, Some(547.0), STOCK),
-        row(&format!("node agent with {many} pods, memory"), "MB", memory, 25.0, Some(105.0), KUBELET),
-        row(&format!("node agent with {many} pods, CPU"), "% of a core", cpu, 0.3, Some(1.5), KUBELET),
+        row(&format!("kubelet with {many} pods, memory"), "MB", kubelet.memory, 25.0, Some(105.0), &with_agent),
+        row(&format!("kubelet with {many} pods, CPU"), "% of a core", kubelet.cpu, 0.3, Some(1.5), &with_agent),
         row("start of the control plane → node Ready", "s", start, 4.0, None, "containerd runs already"),
     ])
 }
 
-const KUBELET: &str = "here: kubelet, proxy and network daemon in one; peer: stock's kubelet alone";
+/// What one process uses.
+#[derive(Clone, Copy)]
+struct Footprint {
+    memory: f64,
+    cpu: f64,
+}
 
-/// Memory and processor share of the node's process with many pods on it.
-async fn kubelet(options: &Options, cluster: &Cluster, client: &Client) -> Result<(f64, f64)> {
-    eprintln!("the node's process with {} pods", options.pods);
+/// The node's process with many pods on it, and then the kubelet in its place, as a process of its own.
+async fn footprints(options: &Options, cluster: &Cluster, client: &Client) -> Result<[Footprint; 2]> {
     let member = &cluster.members[0];
     pods::create(client, &member.node.name, "resident", options.pods).await?;
-    tokio::time::sleep(SETTLE).await;
-    let pid = member.agent.running().context("the agent ended")?;
-    let cpu = footprint::cpu(pid, WATCHED).await?;
-    let memory = footprint::memory(pid)?;
+    eprintln!("the node agent with {} pods", options.pods);
+    let agent = footprint(&member.agent).await?;
+    member.agent.stop(Duration::from_secs(10))?;
+    eprintln!("the kubelet with {} pods", options.pods);
+    let daemon = Daemon::new("kubelet", &member.node.run, &cluster.fabric.logs().join(&member.node.name));
+    daemon.start(&mut kubelet(cluster, member))?;
+    let kubelet = footprint(&daemon).await?;
+    daemon.stop(Duration::from_secs(10))?;
+    cluster.start_agent(member)?;
+    pods::node_ready(client, &member.node.name).await?;
     pods::delete(client, "resident", options.pods).await?;
-    Ok((memory, cpu))
+    Ok([agent, kubelet])
+}
+
+async fn footprint(daemon: &Daemon) -> Result<Footprint> {
+    tokio::time::sleep(SETTLE).await;
+    let pid = daemon.running().with_context(|| format!("{} ended:\n{}", daemon.name, daemon.last_words()))?;
+    let cpu = footprint::cpu(pid, WATCHED).await?;
+    Ok(Footprint { memory: footprint::memory(pid)?, cpu })
+}
+
+/// The kubelet with what the agent left: its configuration, identity and pods.
+fn kubelet(cluster: &Cluster, member: &Member) -> Command {
+    let data = member.node.data.join("agent");
+    let mut command = member.node.enter(cluster.binaries.join("kubelet"));
+    for (flag, file) in
+        [("config", "kubelet.yaml"), ("kubeconfig", "kubelet.kubeconfig"), ("cert-dir", "pki"), ("root-dir", "kubelet")]
+    {
+        command.arg(format!("--{flag}={}", data.join(file).display()));
+    }
+    command.arg(format!("--hostname-override={}", member.node.name)).arg(format!("--node-ip={}", member.node.address));
+    command
 }
 
 /// Raw calls on a node of its own with the reference plugins.
@@ -247,7 +290,7 @@ fn row(name: &str, unit: &'static str, here: f64, bound: f64, peer: Option<f64>,
     Row { name: name.to_owned(), unit, here, floor: None, peer, bound, note: note.to_owned(), more_is_better: false }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

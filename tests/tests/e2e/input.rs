@@ -86,7 +86,9 @@ fn bad_start_of_an_agent(case: &Case) -> Result<()> {
     fs::create_dir_all(&folder)?;
     let data = folder.join("agent").display().to_string();
     let url = case.cluster.url();
+    let cni = folder.join("cni").display().to_string();
     let common = ["agent", "--server", &url, "--data-dir", &data, "--node-ip", "127.0.0.1", "--node-name", "bad"];
+    let common = [&common[..], &["--cni-bin-dir", &cni, "--cni-conf-dir", &cni, "--cni-data-dir", &cni]].concat();
     let with = |more: &[&str]| ends(case, &[&common[..], more].concat());
     has(&with(&["--token", "a.b", "--ca-file", "/nowhere/ca.crt"])?, "/nowhere/ca.crt")?;
     let broken = folder.join("broken.crt").display().to_string();

@@ -18,10 +18,7 @@ pub(crate) struct Response {
 
 impl Response {
     pub(crate) fn text(status: u16, body: impl Into<String>) -> Self {
-        Self {
-            status,
-            body: body.into().into_bytes(),
-        }
+        Self { status, body: body.into().into_bytes() }
     }
 }
 
@@ -32,11 +29,7 @@ pub(crate) fn read(stream: &mut impl Read) -> io::Result<Option<Result<Request, 
     while !head.windows(4).any(|window| window == b"\r\n\r\n") {
         let length = stream.read(&mut part)?;
         if length == 0 {
-            return Ok(if head.is_empty() {
-                None
-            } else {
-                Some(Err("the request ended early"))
-            });
+            return Ok(if head.is_empty() { None } else { Some(Err("the request ended early")) });
         }
         head.extend_from_slice(&part[..length]);
         if head.len() > LONGEST_HEAD {
@@ -67,13 +60,8 @@ fn parse(head: &[u8]) -> Result<Request, &'static str> {
     let text = std::str::from_utf8(head).map_err(|_| "the request's head is not text")?;
     let mut words = text.lines().next().unwrap_or_default().split(' ');
     match (words.next(), words.next(), words.next()) {
-        (Some(method), Some(path), Some(version))
-            if path.starts_with('/') && version.starts_with("HTTP/1.") =>
-        {
-            Ok(Request {
-                method: method.to_owned(),
-                path: path.to_owned(),
-            })
+        (Some(method), Some(path), Some(version)) if path.starts_with('/') && version.starts_with("HTTP/1.") => {
+            Ok(Request { method: method.to_owned(), path: path.to_owned() })
         }
         _ => Err("the request line is not understood"),
     }
@@ -87,10 +75,7 @@ mod tests {
     fn a_request_is_read_and_answered() {
         let mut sent = &b"GET /hostname?x=1 HTTP/1.1\r\nHost: a\r\n\r\n"[..];
         let request = read(&mut sent).unwrap().unwrap().unwrap();
-        assert_eq!(
-            (request.method.as_str(), request.path.as_str()),
-            ("GET", "/hostname?x=1")
-        );
+        assert_eq!((request.method.as_str(), request.path.as_str()), ("GET", "/hostname?x=1"));
         let mut answer = Vec::new();
         write(&mut answer, &Response::text(200, "ok\n")).unwrap();
         assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n") && answer.ends_with(b"\r\n\r\nok\n"));
@@ -99,19 +84,9 @@ mod tests {
     #[test]
     fn what_is_no_request_is_refused() {
         assert!(read(&mut &b""[..]).unwrap().is_none());
-        for bad in [
-            &b"hello\r\n\r\n"[..],
-            b"GET x HTTP/1.1\r\n\r\n",
-            b"GET / HTTP/2\r\n\r\n",
-            b"GET / HT",
-        ] {
+        for bad in [&b"hello\r\n\r\n"[..], b"GET x HTTP/1.1\r\n\r\n", b"GET / HTTP/2\r\n\r\n", b"GET / HT"] {
             assert!(read(&mut &*bad).unwrap().unwrap().is_err());
         }
-        assert!(
-            read(&mut vec![b'a'; LONGEST_HEAD + 1].as_slice())
-                .unwrap()
-                .unwrap()
-                .is_err()
-        );
+        assert!(read(&mut vec![b'a'; LONGEST_HEAD + 1].as_slice()).unwrap().unwrap().is_err());
     }
 }

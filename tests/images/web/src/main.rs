@@ -1,20 +1,7 @@
 //! A small web server for tests and the demo: it tells who answered, shows its environment and the files mounted
 //! into it, and can be told to fail, so that probes, restarts and balancing can be seen from outside.
 //!
-//! ```text
-//! web [--port 8080] [--root /data] [--echo PORT] [--ready-after SECONDS] [--exit-after SECONDS[:CODE]]
-//!
-//! GET /               greeting (from $GREETING) and the pod's name
-//! GET /hostname       the pod's name
-//! GET /client         the caller's address as seen here
-//! GET /env[/NAME]     the environment, or one variable of it
-//! GET /files/PATH     a file below --root
-//! GET /healthz        200, or 503 after /fail
-//! GET /readyz         200 once --ready-after has passed
-//! GET /fail, /heal    turn /healthz off and on
-//! GET /exit/CODE      end the process
-//! GET /slow/MS        answer after so many milliseconds
-//! ```
+#![doc = concat!("```text\n", include_str!("usage.txt"), "```")]
 //!
 //! `--echo` answers TCP and UDP on one more port with what was sent. SIGTERM ends the process after the requests
 //! under way.
@@ -68,10 +55,7 @@ fn main() {
         fail(&format!("cannot block signals: {error}"));
     }
     let server = Arc::new(Server {
-        hostname: fs::read_to_string("/proc/sys/kernel/hostname")
-            .unwrap_or_default()
-            .trim()
-            .to_owned(),
+        hostname: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
         started: Instant::now(),
         failing: AtomicBool::new(false),
         draining: AtomicBool::new(false),
@@ -89,10 +73,7 @@ fn main() {
         start_echo(port);
     }
     let listener = listen(server.options.port);
-    println!(
-        "web: {} listens on port {}",
-        server.hostname, server.options.port
-    );
+    println!("web: {} listens on port {}", server.hostname, server.options.port);
     let accepting = Arc::clone(&server);
     thread::spawn(move || accept(&accepting, &listener));
     while ending.wait().is_err() {}
@@ -111,9 +92,7 @@ impl Server {
             ("hostname", _) => Response::text(200, format!("{}\n", self.hostname)),
             ("client", _) => Response::text(200, format!("{peer}\n")),
             ("env", "") => {
-                let lines: Vec<String> = std::env::vars()
-                    .map(|(name, value)| format!("{name}={value}\n"))
-                    .collect();
+                let lines: Vec<String> = std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect();
                 Response::text(200, lines.concat())
             }
             ("env", name) => match std::env::var(name) {
@@ -121,9 +100,7 @@ impl Server {
                 Err(_) => Response::text(404, format!("{name} is not set\n")),
             },
             ("files", name) => self.file(name),
-            ("healthz", _) if self.failing.load(Ordering::Relaxed) => {
-                Response::text(503, "failing, as told\n")
-            }
+            ("healthz", _) if self.failing.load(Ordering::Relaxed) => Response::text(503, "failing, as told\n"),
             ("healthz", _) => Response::text(200, "ok\n"),
             ("readyz", _) if self.started.elapsed() < self.options.ready_after => {
                 Response::text(503, "not ready yet\n")
@@ -147,18 +124,12 @@ impl Server {
 
     fn file(&self, name: &str) -> Response {
         let inside = Path::new(name);
-        if !inside
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)))
-        {
+        if !inside.components().all(|part| matches!(part, Component::Normal(_))) {
             return Response::text(400, "the path must stay below the root\n");
         }
         let path = self.options.root.join(inside);
         match fs::read(&path) {
-            Ok(bytes) => Response {
-                status: 200,
-                body: bytes,
-            },
+            Ok(bytes) => Response { status: 200, body: bytes },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Response::text(404, format!("{} does not exist\n", path.display()))
             }
@@ -203,10 +174,7 @@ fn serve(server: &Server, mut stream: TcpStream) -> io::Result<()> {
         Some(Err(reason)) => Response::text(400, format!("{reason}\n")),
         Some(Ok(request)) => {
             let response = server.answer(&request, peer);
-            println!(
-                "{peer} {} {} {}",
-                request.method, request.path, response.status
-            );
+            println!("{peer} {} {} {}", request.method, request.path, response.status);
             response
         }
     };
@@ -252,14 +220,13 @@ fn start_echo(port: u16) {
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options {
-        port: 8080,
-        root: PathBuf::from("/data"),
-        echo: None,
-        ready_after: Duration::ZERO,
-        exit_after: None,
-    };
+    let mut options =
+        Options { port: 8080, root: PathBuf::from("/data"), echo: None, ready_after: Duration::ZERO, exit_after: None };
     while let Some(argument) = arguments.next() {
+        if argument == "--help" {
+            print!("{}", include_str!("usage.txt"));
+            exit(0);
+        }
         let (name, value) = match argument.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
             None => (argument, arguments.next()),
@@ -287,9 +254,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
 }
 
 fn seconds(text: &str) -> Option<Duration> {
-    text.parse()
-        .ok()
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+    text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
 }
 
 fn fail(message: &str) -> ! {
