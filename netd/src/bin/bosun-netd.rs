@@ -14,6 +14,7 @@ struct Cli {
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse_from(bosun_kit::flags::go_args(std::env::args_os()));
     bosun_kit::logs::init(&cli.logs);
+    bosun_kit::tls::install_crypto();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async { cli.options.run(bosun_kit::shutdown::token()).await })
 }
