@@ -4,11 +4,13 @@
 //! keys. *Plan*: a pure function compares what is wanted with what is there and answers with writes. *Apply*: a thin
 //! reconciler carries them out, under the identity of the service account that stock gives that controller.
 
+mod certificates;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod garbage;
 mod namespace;
+mod node;
 mod objects;
 mod options;
 mod pods;
@@ -19,7 +21,6 @@ mod service_accounts;
 mod service_pods;
 mod watches;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,41 +33,28 @@ pub use crate::options::{Options, Selection};
 use crate::runtime::Context;
 use crate::watches::Watches;
 
-/// The user whose client reads for all controllers.
-pub const SHARED_INFORMERS: &str = "shared-informers";
-
-/// Whom a controller's name stands for: its user and groups, as an in-process caller must present them.
-pub fn identity(controller: &str) -> (String, Vec<String>) {
-    let authenticated = "system:authenticated".to_owned();
-    if controller == SHARED_INFORMERS {
-        return ("system:kube-controller-manager".to_owned(), vec![authenticated]);
-    }
-    let groups = vec![
-        "system:serviceaccounts".to_owned(),
-        "system:serviceaccounts:kube-system".to_owned(),
-        authenticated,
-    ];
-    (format!("system:serviceaccount:kube-system:{controller}"), groups)
-}
-
 /// How the controllers run.
 #[derive(Clone, Debug)]
 pub struct ControllersConfig {
     /// Which of them run.
     pub controllers: Selection,
-    /// Networks that nodes get their pod networks from; empty for none.
-    pub cluster_cidrs: Vec<IpNet>,
+    /// Network that nodes get their pod networks from.
+    pub cluster_cidr: Option<IpNet>,
+    /// The same of the other family, for a cluster with both.
+    pub second_cluster_cidr: Option<IpNet>,
+    /// Network of Services, which no node's pod network may overlap.
+    pub service_cidr: Option<IpNet>,
     /// Prefix length of a node's IPv4 pod network.
     pub node_mask_v4: u8,
     /// Prefix length of a node's IPv6 pod network.
     pub node_mask_v6: u8,
-    /// Certificate and key (PEM files) that sign certificate requests; without them nothing is signed.
-    pub signing: Option<(PathBuf, PathBuf)>,
+    /// Certificate and key (PEM) that sign certificate requests; without them nothing is signed.
+    pub signing_ca: Option<(String, String)>,
     /// The longest life of a certificate that is signed here.
     pub signing_duration: Duration,
     /// Approve a kubelet's request for a serving certificate when its names are its node's addresses. Stock leaves this
     /// to people.
-    pub approve_kubelet_serving: bool,
+    pub auto_approve_kubelet_serving: bool,
     /// Certificates (PEM) that clients in the cluster trust the API server by.
     pub root_ca_pem: Option<String>,
     /// How long a node may be silent before it counts as unreachable.
@@ -79,12 +67,14 @@ impl Default for ControllersConfig {
     fn default() -> Self {
         Self {
             controllers: Selection::default(),
-            cluster_cidrs: Vec::new(),
+            cluster_cidr: None,
+            second_cluster_cidr: None,
+            service_cidr: None,
             node_mask_v4: 24,
             node_mask_v6: 64,
-            signing: None,
+            signing_ca: None,
             signing_duration: Duration::from_secs(365 * 24 * 3600),
-            approve_kubelet_serving: false,
+            auto_approve_kubelet_serving: false,
             root_ca_pem: None,
             node_monitor_grace_period: Duration::from_secs(50),
             terminated_pod_threshold: 12_500,
@@ -104,6 +94,12 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("endpoints-controller", endpoints::start),
     ("endpointslice-controller", endpointslice::start),
     ("garbage-collector-controller", garbage::start),
+    ("node-lifecycle-controller", node::lifecycle::start),
+    ("taint-eviction-controller", node::eviction::start),
+    ("node-ipam-controller", node::ipam::start),
+    ("certificatesigningrequest-approving-controller", certificates::approve::start),
+    ("certificatesigningrequest-signing-controller", certificates::sign::start),
+    ("certificatesigningrequest-cleaner-controller", certificates::clean::start),
 ];
 
 /// Names of all controllers, for `--controllers`.
@@ -111,7 +107,10 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     CONTROLLERS.iter().map(|(name, _)| *name)
 }
 
-/// Runs the controllers until cancelled. `clients` gives a client for a controller's name; see [`identity`].
+/// Runs the controllers until cancelled.
+///
+/// `clients` gives a client for a controller: its name is that of the service account in `kube-system` that stock's role
+/// bindings know. What all controllers share is read as the garbage collector, which may read everything.
 ///
 /// # Errors
 /// The selection names a controller that does not exist.
@@ -123,7 +122,7 @@ pub async fn run(
     config.controllers.check(names())?;
     let clients: Arc<dyn Fn(&str) -> Client + Send + Sync> = Arc::new(clients);
     let context = Context {
-        watches: Arc::new(Watches::new(clients(SHARED_INFORMERS), cancel.clone())),
+        watches: Arc::new(Watches::new(clients(garbage::NAME), cancel.clone())),
         clients,
         config: Arc::new(config),
         cancel: cancel.clone(),

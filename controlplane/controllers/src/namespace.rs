@@ -50,7 +50,11 @@ fn conditions(remains: &Remains, before: &[NamespaceCondition], now: Timestamp) 
         ("False", "ContentDeleted", "All content successfully deleted, may be waiting on finalization".to_owned())
     } else {
         let why = remains.failures.join(", ");
-        ("True", "ContentDeletionFailed", format!("Failed to delete all resource types, {} remaining: {why}", remains.failures.len()))
+        (
+            "True",
+            "ContentDeletionFailed",
+            format!("Failed to delete all resource types, {} remaining: {why}", remains.failures.len()),
+        )
     };
     let content = if remains.counts.is_empty() {
         ("False", "ContentRemoved", "All content successfully removed".to_owned())
@@ -238,7 +242,9 @@ mod tests {
         };
         let told: Vec<String> = conditions(&remains, &[], Timestamp::UNIX_EPOCH)
             .into_iter()
-            .map(|c| format!("{}={} {}: {}", c.type_, c.status, c.reason.unwrap_or_default(), c.message.unwrap_or_default()))
+            .map(|c| {
+                format!("{}={} {}: {}", c.type_, c.status, c.reason.unwrap_or_default(), c.message.unwrap_or_default())
+            })
             .collect();
         assert_eq!(
             told[3..],

@@ -141,7 +141,10 @@ where
     if !adopt.is_empty() {
         let live = owners.get(&owner.name_any()).await?;
         if live.meta().uid != owner.meta().uid || live.meta().deletion_timestamp.is_some() {
-            return Err(SyncError::Other(format!("{} was replaced or is being deleted: nothing adopted", owner.name_any())));
+            return Err(SyncError::Other(format!(
+                "{} was replaced or is being deleted: nothing adopted",
+                owner.name_any()
+            )));
         }
     }
     for object in adopt {

@@ -65,6 +65,9 @@ pub struct Options {
     /// Networks for pods, separated by commas; each node gets a part.
     #[arg(long, value_delimiter = ',')]
     pub cluster_cidr: Vec<IpNet>,
+    /// Networks of Services, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    pub service_cluster_ip_range: Vec<IpNet>,
     /// Give nodes their pod networks from --cluster-cidr.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub allocate_node_cidrs: bool,
@@ -129,21 +132,26 @@ impl Options {
     /// The configuration that these flags give.
     ///
     /// # Errors
-    /// The root CA file cannot be read.
+    /// A file cannot be read.
     pub fn config(&self) -> anyhow::Result<ControllersConfig> {
-        let root_ca_pem = self
-            .root_ca_file
-            .as_ref()
-            .map(|path| std::fs::read_to_string(path).with_context(|| format!("--root-ca-file {}", path.display())))
-            .transpose()?;
+        let read = |flag: &str, path: &Option<PathBuf>| {
+            let read =
+                |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("{flag} {}", path.display()));
+            path.as_ref().map(read).transpose()
+        };
+        let cert = read("--cluster-signing-cert-file", &self.cluster_signing_cert_file)?;
+        let key = read("--cluster-signing-key-file", &self.cluster_signing_key_file)?;
+        let mut cidrs = self.cluster_cidr.iter().copied().filter(|_| self.allocate_node_cidrs);
         Ok(ControllersConfig {
             controllers: self.controllers.clone(),
-            cluster_cidrs: if self.allocate_node_cidrs { self.cluster_cidr.clone() } else { Vec::new() },
+            cluster_cidr: cidrs.next(),
+            second_cluster_cidr: cidrs.next(),
+            service_cidr: self.service_cluster_ip_range.first().copied(),
             node_mask_v4: self.node_cidr_mask_size_ipv4,
             node_mask_v6: self.node_cidr_mask_size_ipv6,
-            signing: self.cluster_signing_cert_file.clone().zip(self.cluster_signing_key_file.clone()),
-            approve_kubelet_serving: self.auto_approve_kubelet_serving,
-            root_ca_pem,
+            signing_ca: cert.zip(key),
+            auto_approve_kubelet_serving: self.auto_approve_kubelet_serving,
+            root_ca_pem: read("--root-ca-file", &self.root_ca_file)?,
             node_monitor_grace_period: self.node_monitor_grace_period,
             terminated_pod_threshold: self.terminated_pod_gc_threshold,
             ..ControllersConfig::default()
@@ -162,8 +170,7 @@ impl Options {
         if !self.leader_elect {
             return crate::run(clients, config, cancel).await;
         }
-        let election =
-            LeaderElection::new(&self.leader_elect_resource_namespace, &self.leader_elect_resource_name);
+        let election = LeaderElection::new(&self.leader_elect_resource_namespace, &self.leader_elect_resource_name);
         election.run(client, cancel, |cancel| crate::run(clients, config, cancel)).await
     }
 }

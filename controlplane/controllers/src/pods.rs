@@ -44,12 +44,7 @@ pub(crate) fn available(pod: &Pod, min_ready: i32, now: Timestamp) -> Result<(),
 }
 
 /// A pod made from a template.
-pub(crate) fn from_template(
-    template: &PodTemplateSpec,
-    namespace: &str,
-    base: &str,
-    owner: OwnerReference,
-) -> Pod {
+pub(crate) fn from_template(template: &PodTemplateSpec, namespace: &str, base: &str, owner: OwnerReference) -> Pod {
     let meta = template.metadata.clone().unwrap_or_default();
     // The name is ours, not the server's, so that what the watch shows can be told apart from what was there before.
     let prefix = format!("{base}-");

@@ -108,14 +108,8 @@ fn set_failure(status: &mut ReplicaSetStatus, failure: Option<(&str, String)>, n
 /// Whether a status says the same as another; absent numbers are zeros.
 fn same(a: &ReplicaSetStatus, b: &ReplicaSetStatus) -> bool {
     let numbers = |s: &ReplicaSetStatus| {
-        [
-            Some(s.replicas),
-            s.fully_labeled_replicas,
-            s.ready_replicas,
-            s.available_replicas,
-            s.terminating_replicas,
-        ]
-        .map(Option::unwrap_or_default)
+        [Some(s.replicas), s.fully_labeled_replicas, s.ready_replicas, s.available_replicas, s.terminating_replicas]
+            .map(Option::unwrap_or_default)
     };
     numbers(a) == numbers(b)
         && a.observed_generation == b.observed_generation
@@ -233,8 +227,7 @@ impl ReplicaSets {
     fn related(&self, set: &ReplicaSet) -> Vec<Arc<Pod>> {
         let mut uids = vec![uid(&set.metadata).to_owned()];
         if let Some(owner) = controller_of(&set.metadata) {
-            let siblings =
-                self.sets.filter(|s| controller_of(&s.metadata).is_some_and(|o| o.uid == owner.uid));
+            let siblings = self.sets.filter(|s| controller_of(&s.metadata).is_some_and(|o| o.uid == owner.uid));
             uids.extend(siblings.iter().map(|s| uid(&s.metadata).to_owned()));
         }
         self.pods.filter(|p| controller_of(&p.metadata).is_some_and(|o| uids.contains(&o.uid)))

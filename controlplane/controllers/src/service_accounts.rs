@@ -23,11 +23,7 @@ fn is_open(namespaces: &Informer<Namespace>, name: &str) -> bool {
 }
 
 fn in_namespace(meta_name: &str, namespace: &str) -> ObjectMeta {
-    ObjectMeta {
-        name: Some(meta_name.to_owned()),
-        namespace: Some(namespace.to_owned()),
-        ..ObjectMeta::default()
-    }
+    ObjectMeta { name: Some(meta_name.to_owned()), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() }
 }
 
 /// Creates; that it exists already, or that the namespace is going, is fine.

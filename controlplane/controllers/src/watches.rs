@@ -100,13 +100,7 @@ watches! {
 
 fn whole<K>(client: Client, cancel: CancellationToken) -> Informer<K>
 where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + serde::de::DeserializeOwned
-        + std::fmt::Debug
-        + Send
-        + Sync
-        + 'static,
+    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
 {
     Informer::start(Api::all(client), watcher::Config::default(), cancel)
 }

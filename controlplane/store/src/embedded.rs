@@ -40,7 +40,7 @@ type Opener = Box<dyn Fn() -> Result<Database> + Send + Sync>;
 
 /// The embedded store. Dropping it ends the writer thread once all accepted transactions are answered.
 #[derive(Debug)]
-pub struct Embedded {
+pub struct EmbeddedStore {
     shared: Arc<Shared>,
     commands: Mutex<Option<mpsc::Sender<Command>>>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -59,7 +59,7 @@ enum Command {
     Compact(Revision, oneshot::Sender<Result<()>>),
 }
 
-impl Embedded {
+impl EmbeddedStore {
     /// Open the store in `path`, or create it.
     ///
     /// # Errors
@@ -119,7 +119,7 @@ impl Embedded {
     }
 }
 
-impl Drop for Embedded {
+impl Drop for EmbeddedStore {
     fn drop(&mut self) {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -128,7 +128,7 @@ impl Drop for Embedded {
     }
 }
 
-impl Store for Embedded {
+impl Store for EmbeddedStore {
     fn revision(&self) -> BoxFuture<'_, Result<Revision>> {
         std::future::ready(Ok(self.shared.index().revision)).boxed()
     }

@@ -4,7 +4,7 @@
 //! transactions, watch from a revision, compaction. What the values mean is the API server's business. Keys are laid
 //! out as stock keeps them, `/registry/<resource>/<namespace>/<name>`.
 //!
-//! [`Embedded`] is the default implementation: one file, durable before the answer, group commit.
+//! [`EmbeddedStore`] is the default implementation: one file, durable before the answer, group commit.
 
 mod embedded;
 mod index;
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
-pub use embedded::Embedded;
+pub use embedded::EmbeddedStore;
 
 /// A point in the store's history. Every committed transaction that changes something raises it by one; it starts at
 /// 1 and never falls.

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use bosun_store::{Embedded, Op, Range, Store, Txn, TxnOutcome};
+use bosun_store::{EmbeddedStore, Op, Range, Store, Txn, TxnOutcome};
 
 const FILE: &str = "BOSUN_STORE_CRASH_FILE";
 const ROUNDS: u32 = 25;
@@ -19,7 +19,7 @@ fn victim() {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let store = std::sync::Arc::new(Embedded::open(path).unwrap());
+        let store = std::sync::Arc::new(EmbeddedStore::open(path).unwrap());
         let mut writers = Vec::new();
         for writer in 0..4 {
             let store = store.clone();
@@ -75,7 +75,7 @@ fn nothing_acknowledged_is_lost() {
 fn check(path: &std::path::Path, acks: &[String], floor: u64) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let store = Embedded::open(path).unwrap();
+        let store = EmbeddedStore::open(path).unwrap();
         let revision = store.revision().await.unwrap();
         assert!(revision >= floor, "the revision fell from {floor} to {revision}");
         for ack in acks {

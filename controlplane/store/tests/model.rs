@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use bosun_store::{Embedded, EventKind, Expect, Guard, Op, Range, Store, Txn, TxnOutcome};
+use bosun_store::{EmbeddedStore, EventKind, Expect, Guard, Op, Range, Store, Txn, TxnOutcome};
 use futures::StreamExt;
 use proptest::prelude::*;
 
@@ -79,7 +79,7 @@ fn key(n: u8) -> String {
 async fn run(steps: Vec<Step>) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
-    let mut store = Embedded::open(&path).unwrap();
+    let mut store = EmbeddedStore::open(&path).unwrap();
     let mut model = Model { states: vec![State::new()], compacted: 0 };
     for step in steps {
         match step {
@@ -96,7 +96,7 @@ async fn run(steps: Vec<Step>) {
             }
             Step::Reopen => {
                 drop(store);
-                store = Embedded::open(&path).unwrap();
+                store = EmbeddedStore::open(&path).unwrap();
             }
         }
         assert_eq!(store.revision().await.unwrap(), model.revision());
@@ -123,7 +123,7 @@ fn transaction(model: &Model, guards: Vec<(u8, u8)>, puts: Vec<(u8, u8)>, delete
     txn
 }
 
-async fn compare(store: &Embedded, model: &Model) {
+async fn compare(store: &EmbeddedStore, model: &Model) {
     for revision in model.compacted.max(1)..=model.revision() {
         let range = Range { revision: Some(revision), ..Range::default() };
         let listed = store.list(range).await.unwrap().items;

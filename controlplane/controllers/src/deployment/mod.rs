@@ -50,8 +50,7 @@ pub(crate) fn start(context: &Context) {
         } else if controller_of(meta).is_none() {
             let empty = crate::objects::Map::new();
             let labels = meta.labels.as_ref().unwrap_or(&empty);
-            let takers =
-                deployments.filter(|d| d.metadata.namespace == meta.namespace && selector(d).matches(labels));
+            let takers = deployments.filter(|d| d.metadata.namespace == meta.namespace && selector(d).matches(labels));
             takers.iter().for_each(|d| queue.add(Key::of(&d.metadata)));
         }
     });
@@ -113,9 +112,8 @@ impl Deployments {
     fn running(&self, sets: &[Arc<ReplicaSet>]) -> Vec<String> {
         let has_pods = |set: &ReplicaSet| {
             let own = uid(&set.metadata);
-            let pods = self
-                .pods
-                .filter(|p| !is_terminal(p) && controller_of(&p.metadata).is_some_and(|o| o.uid == own));
+            let pods =
+                self.pods.filter(|p| !is_terminal(p) && controller_of(&p.metadata).is_some_and(|o| o.uid == own));
             !pods.is_empty()
         };
         sets.iter().filter(|s| has_pods(s)).map(|s| uid(&s.metadata).to_owned()).collect()

@@ -212,10 +212,7 @@ impl Work<'_> {
             self.scale(set, 0);
             scaled = true;
         }
-        let busy = self
-            .old
-            .iter()
-            .any(|s| s.metadata.uid.as_ref().is_some_and(|uid| observed.running.contains(uid)));
+        let busy = self.old.iter().any(|s| s.metadata.uid.as_ref().is_some_and(|uid| observed.running.contains(uid)));
         if scaled || busy {
             return;
         }
@@ -248,8 +245,7 @@ impl Work<'_> {
         let changed = inherit_annotations(self.target.deployment, &mut set) | raise_revision(&mut set, latest);
         let min_ready = self.target.spec.min_ready_seconds;
         let spec = set.spec.get_or_insert_default();
-        let other_min_ready =
-            spec.min_ready_seconds.unwrap_or_default() != min_ready.unwrap_or_default();
+        let other_min_ready = spec.min_ready_seconds.unwrap_or_default() != min_ready.unwrap_or_default();
         spec.min_ready_seconds = min_ready;
         let noted = set.annotations().get(REVISION).cloned().unwrap_or_default();
         if changed || other_min_ready {
@@ -266,9 +262,7 @@ impl Work<'_> {
 
     /// Whether an update of this set is among the writes already.
     fn is_touched(&self, set: &ReplicaSet) -> bool {
-        self.writes
-            .iter()
-            .any(|w| matches!(w, Write::Update(other, _) if other.metadata.uid == set.metadata.uid))
+        self.writes.iter().any(|w| matches!(w, Write::Update(other, _) if other.metadata.uid == set.metadata.uid))
     }
 
     fn create(&mut self) {
@@ -328,11 +322,7 @@ impl Work<'_> {
     fn scale_new(&mut self) -> bool {
         let Some(new) = self.new.clone() else { return false };
         let current = size(&new);
-        let wanted = if current > self.target.replicas {
-            self.target.replicas
-        } else {
-            self.new_size(current)
-        };
+        let wanted = if current > self.target.replicas { self.target.replicas } else { self.new_size(current) };
         self.scale(&new, wanted)
     }
 
@@ -462,10 +452,8 @@ impl Work<'_> {
 
     /// Notes on the set how large the deployment is and may become.
     fn note_replicas(&self, set: &mut ReplicaSet) -> bool {
-        let noted = [
-            (DESIRED_REPLICAS, self.target.replicas),
-            (MAX_REPLICAS, self.target.replicas + self.target.max_surge),
-        ];
+        let noted =
+            [(DESIRED_REPLICAS, self.target.replicas), (MAX_REPLICAS, self.target.replicas + self.target.max_surge)];
         let annotations = set.annotations_mut();
         let mut changed = false;
         for (key, value) in noted {
@@ -479,12 +467,7 @@ impl Work<'_> {
     /// Deletes the oldest empty sets beyond the history's length, once the rollout is complete.
     fn clean_up(&mut self) {
         let Some(limit) = self.target.spec.revision_history_limit else { return };
-        let complete = self
-            .target
-            .deployment
-            .status
-            .as_ref()
-            .is_some_and(|s| status::is_complete(&self.target, s));
+        let complete = self.target.deployment.status.as_ref().is_some_and(|s| status::is_complete(&self.target, s));
         if !complete {
             return;
         }

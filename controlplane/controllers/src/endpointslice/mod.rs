@@ -100,10 +100,7 @@ impl Slices {
             && code(error) != 409
             && !crate::pods::is_namespace_ending(error)
         {
-            let message = format!(
-                "Error updating Endpoint Slices for Service {key}: {}",
-                crate::pods::text(error)
-            );
+            let message = format!("Error updating Endpoint Slices for Service {key}: {}", crate::pods::text(error));
             self.recorder.event(&reference(&*service), EventType::Warning, "FailedToUpdateEndpointSlices", message);
         }
         result.map(|()| None)

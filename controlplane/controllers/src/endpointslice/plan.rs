@@ -117,12 +117,7 @@ fn ports(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
         .collect()
 }
 
-fn endpoint(
-    service: &Service,
-    pod: &Pod,
-    family: &str,
-    zone: &impl Fn(&str) -> Option<String>,
-) -> Option<Endpoint> {
+fn endpoint(service: &Service, pod: &Pod, family: &str, zone: &impl Fn(&str) -> Option<String>) -> Option<Endpoint> {
     let address = pod_ips(pod).find(|ip| matches!((ip, family), (IpAddr::V4(_), "IPv4") | (IpAddr::V6(_), "IPv6")))?;
     let serving = is_ready(pod);
     let terminating = pod.metadata.deletion_timestamp.is_some();
@@ -200,11 +195,7 @@ fn place_empty(service: &Service, family: &str, kept: Option<Arc<EndpointSlice>>
         plan.create.push(new_slice(service, family, Vec::new(), Vec::new()));
         return;
     };
-    let wanted = EndpointSlice {
-        endpoints: Some(Vec::new()),
-        ports: Some(Vec::new()),
-        ..relabelled(service, &kept)
-    };
+    let wanted = EndpointSlice { endpoints: Some(Vec::new()), ports: Some(Vec::new()), ..relabelled(service, &kept) };
     push_if_changed(&kept, wanted, plan);
 }
 
@@ -224,8 +215,7 @@ fn push_if_changed(before: &EndpointSlice, after: EndpointSlice, plan: &mut Plan
 /// Spreads a group's endpoints over its slices: what is there stays where it is, what is new fills up, first where a
 /// write is due anyway.
 fn fill(service: &Service, family: &str, group: Group, plan: &mut Plan) {
-    let mut wanted: HashMap<String, Endpoint> =
-        group.endpoints.into_iter().map(|e| (identity(&e), e)).collect();
+    let mut wanted: HashMap<String, Endpoint> = group.endpoints.into_iter().map(|e| (identity(&e), e)).collect();
     let mut slices: Vec<(Arc<EndpointSlice>, Vec<Endpoint>, bool)> = Vec::new();
     for slice in group.slices {
         let before = slice.endpoints.clone().unwrap_or_default();
@@ -316,13 +306,7 @@ mod tests {
             .map(|e| {
                 let c = e.conditions.as_ref().unwrap();
                 let flag = |value: Option<bool>, letter: &'static str| if value == Some(true) { letter } else { "-" };
-                format!(
-                    "{} {}{}{}",
-                    e.addresses[0],
-                    flag(c.ready, "r"),
-                    flag(c.serving, "s"),
-                    flag(c.terminating, "t")
-                )
+                format!("{} {}{}{}", e.addresses[0], flag(c.ready, "r"), flag(c.serving, "s"), flag(c.terminating, "t"))
             })
             .collect()
     }

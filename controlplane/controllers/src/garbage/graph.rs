@@ -214,8 +214,7 @@ impl Graph {
         if !unknown.is_empty() {
             return Step::Ask(unknown);
         }
-        let lost: Vec<String> =
-            of(Standing::Absent).chain(of(Standing::Waiting)).map(|o| o.uid.clone()).collect();
+        let lost: Vec<String> = of(Standing::Absent).chain(of(Standing::Waiting)).map(|o| o.uid.clone()).collect();
         if lost.is_empty() {
             return Step::Nothing;
         }
@@ -228,9 +227,9 @@ impl Graph {
 
     fn foreground_step(&self, uid: &str, node: &Node) -> Step {
         let blocks = |dependent: &&String| {
-            self.nodes.get(*dependent).is_some_and(|d| {
-                d.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true))
-            })
+            self.nodes
+                .get(*dependent)
+                .is_some_and(|d| d.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true)))
         };
         if !node.dependents.iter().any(|d| blocks(&d)) {
             return Step::Unblock;

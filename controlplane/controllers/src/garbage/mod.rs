@@ -24,7 +24,7 @@ use crate::garbage::graph::{FOREGROUND, Graph, KindId, ORPHAN, Standing, Step};
 use crate::resources::{Kind, discover};
 use crate::runtime::{Context, SyncError, code, gone_is_fine};
 
-const NAME: &str = "generic-garbage-collector";
+pub(crate) const NAME: &str = "generic-garbage-collector";
 const WORKERS: usize = 20;
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Kinds that are written all the time and own nothing, as in stock.
@@ -88,9 +88,7 @@ async fn discover_until(client: &Client, cancel: &CancellationToken) -> Option<V
 impl Collector {
     async fn watch(&self, id: KindId, cancel: CancellationToken) {
         let api: Api<PartialObjectMeta> = Api::all_with(self.client.clone(), &self.kinds[id].resource);
-        let events = watcher(api, watcher::Config::default())
-            .default_backoff()
-            .take_until(cancel.cancelled_owned());
+        let events = watcher(api, watcher::Config::default()).default_backoff().take_until(cancel.cancelled_owned());
         let mut events = std::pin::pin!(events);
         let mut listed: HashSet<String> = HashSet::new();
         while let Some(event) = events.next().await {
@@ -149,11 +147,7 @@ impl Collector {
     fn step(&self, uid: &str, asked: &HashMap<String, Standing>) -> Option<(Step, Object)> {
         let graph = self.graph();
         let node = graph.node(uid)?;
-        let object = Object {
-            uid: uid.to_owned(),
-            name: node.name.clone(),
-            api: self.api(node.kind, &node.namespace),
-        };
+        let object = Object { uid: uid.to_owned(), name: node.name.clone(), api: self.api(node.kind, &node.namespace) };
         Some((graph.step(uid, asked), object))
     }
 

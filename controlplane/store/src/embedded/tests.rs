@@ -10,14 +10,14 @@ fn put(key: &str, value: &str) -> Txn {
     Txn { guards: vec![], ops: vec![Op::Put { key: key.into(), value: Bytes::copy_from_slice(value.as_bytes()) }] }
 }
 
-async fn committed(store: &Embedded, txn: Txn) -> Revision {
+async fn committed(store: &EmbeddedStore, txn: Txn) -> Revision {
     match store.txn(txn).await.unwrap() {
         TxnOutcome::Committed { revision } => revision,
         TxnOutcome::Conflict { current } => panic!("conflict with {current:?}"),
     }
 }
 
-async fn keys(store: &Embedded, prefix: &str, at: Option<Revision>) -> Vec<String> {
+async fn keys(store: &EmbeddedStore, prefix: &str, at: Option<Revision>) -> Vec<String> {
     let range = Range { prefix: prefix.into(), revision: at, ..Range::default() };
     let listing = store.list(range).await.unwrap();
     listing.items.iter().map(|kv| format!("{}={}", kv.key, String::from_utf8_lossy(&kv.value))).collect()
@@ -25,7 +25,7 @@ async fn keys(store: &Embedded, prefix: &str, at: Option<Revision>) -> Vec<Strin
 
 #[tokio::test]
 async fn compare_and_swap() {
-    let store = Embedded::in_memory().unwrap();
+    let store = EmbeddedStore::in_memory().unwrap();
     assert_eq!(store.revision().await.unwrap(), 1);
     assert_eq!(committed(&store, Txn::create("a", "1")).await, 2);
     let TxnOutcome::Conflict { current } = store.txn(Txn::create("a", "2")).await.unwrap() else { panic!() };
@@ -48,7 +48,7 @@ async fn compare_and_swap() {
 
 #[tokio::test]
 async fn lists_page_and_look_back() {
-    let store = Embedded::in_memory().unwrap();
+    let store = EmbeddedStore::in_memory().unwrap();
     for key in ["p/a", "p/b", "p/c", "q/a"] {
         committed(&store, put(key, "1")).await;
     }
@@ -68,7 +68,7 @@ async fn lists_page_and_look_back() {
 
 #[tokio::test]
 async fn compaction_forgets_the_past_and_nothing_else() {
-    let store = Embedded::in_memory().unwrap();
+    let store = EmbeddedStore::in_memory().unwrap();
     for value in ["1", "2", "3"] {
         committed(&store, put("a", value)).await;
     }
@@ -88,7 +88,7 @@ async fn compaction_forgets_the_past_and_nothing_else() {
     assert!(matches!(store.compact(60).await, Err(Error::Future { .. })));
 }
 
-async fn events(store: &Embedded, from: Revision) -> Vec<String> {
+async fn events(store: &EmbeddedStore, from: Revision) -> Vec<String> {
     let batch = store.watch("", from).await.unwrap().next().await.unwrap().unwrap();
     let show = |e: &Arc<Event>| {
         let text = |kv: &KeyValue| String::from_utf8_lossy(&kv.value).into_owned();
@@ -104,7 +104,7 @@ async fn events(store: &Embedded, from: Revision) -> Vec<String> {
 
 #[tokio::test]
 async fn watchers_see_every_change_once_and_in_order() {
-    let store = Embedded::in_memory().unwrap();
+    let store = EmbeddedStore::in_memory().unwrap();
     committed(&store, put("w/a", "1")).await;
     committed(&store, put("x/a", "1")).await;
     let mut watch = store.watch("w/", 2).await.unwrap();
@@ -124,14 +124,14 @@ async fn watchers_see_every_change_once_and_in_order() {
 async fn a_restart_keeps_everything() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = EmbeddedStore::open(&path).unwrap();
     committed(&store, put("a", "1")).await;
     committed(&store, put("a", "2")).await;
     committed(&store, put("b", "1")).await;
     committed(&store, Txn::delete("b", 4)).await;
-    assert!(matches!(Embedded::open(&path), Err(Error::Io { reason, .. }) if reason.contains("another process")));
+    assert!(matches!(EmbeddedStore::open(&path), Err(Error::Io { reason, .. }) if reason.contains("another process")));
     drop(store);
-    let store = Embedded::open(&path).unwrap();
+    let store = EmbeddedStore::open(&path).unwrap();
     assert_eq!(store.revision().await.unwrap(), 5);
     assert_eq!(keys(&store, "", None).await, ["a=2"]);
     assert_eq!(keys(&store, "", Some(4)).await, ["a=2", "b=1"]);
@@ -141,7 +141,7 @@ async fn a_restart_keeps_everything() {
     );
     store.compact(5).await.unwrap();
     drop(store);
-    let store = Embedded::open(&path).unwrap();
+    let store = EmbeddedStore::open(&path).unwrap();
     assert_eq!(store.revision().await.unwrap(), 5, "the revision outlives the records that carried it");
     assert_eq!(committed(&store, put("c", "1")).await, 6);
 }
@@ -150,17 +150,17 @@ async fn a_restart_keeps_everything() {
 async fn a_damaged_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
-    let store = Embedded::open(&path).unwrap();
+    let store = EmbeddedStore::open(&path).unwrap();
     committed(&store, put("key", &"precious".repeat(20))).await;
     drop(store);
     let mut bytes = std::fs::read(&path).unwrap();
     let at = bytes.windows(16).position(|w| w == b"preciousprecious").unwrap();
     bytes[at] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
-    let error = Embedded::open(&path).unwrap_err();
+    let error = EmbeddedStore::open(&path).unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
     std::fs::write(&path, b"this is no database, and it is long enough to be looked at").unwrap();
-    assert!(Embedded::open(&path).is_err());
+    assert!(EmbeddedStore::open(&path).is_err());
 }
 
 /// A file on a device that can be full; its content outlives a reopening.
@@ -203,7 +203,7 @@ impl StorageBackend for Device {
 async fn a_full_disk_refuses_writes_serves_reads_and_heals() {
     let full = Arc::new(AtomicBool::new(false));
     let device = Device { file: Arc::new(InMemoryBackend::new()), full: full.clone() };
-    let store = Embedded::with_backend("device", move || device.clone()).unwrap();
+    let store = EmbeddedStore::with_backend("device", move || device.clone()).unwrap();
     committed(&store, put("a", "1")).await;
     full.store(true, Ordering::SeqCst);
     for _ in 0..3 {

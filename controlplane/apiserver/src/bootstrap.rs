@@ -1,0 +1,130 @@
+//! What must be there before the first request, and what the server does on its own while it runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bosun_api::resource::{self, Resource};
+use bosun_store::{Range, Store};
+use serde_json::{Value, json};
+
+use crate::call::Call;
+use crate::object::Raw;
+use crate::server::{Inner, StartError};
+use crate::strategy::Part;
+
+/// Namespaces that the server makes itself.
+const NAMESPACES: &[&str] = &["default", "kube-node-lease", "kube-public", "kube-system"];
+/// History is kept this long, as stock keeps it.
+const COMPACTION_PERIOD: Duration = Duration::from_secs(300);
+
+/// Make what is missing.
+pub(crate) async fn prepare(inner: &Arc<Inner>) -> Result<(), StartError> {
+    let listing = inner.store.list(Range { prefix: "/registry/services/specs/".into(), ..Range::default() }).await?;
+    for kv in &listing.items {
+        inner.services.note(&Raw::of(kv).value());
+    }
+    for name in NAMESPACES {
+        let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}});
+        ensure(inner, of("", "v1", "namespaces"), "", name, namespace).await?;
+    }
+    for (name, value, description) in [
+        (
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+    ] {
+        let class = json!({"kind": "PriorityClass", "apiVersion": "scheduling.k8s.io/v1", "metadata": {"name": name},
+            "value": value, "description": description, "preemptionPolicy": "PreemptLowerPriority"});
+        ensure(inner, of("scheduling.k8s.io", "v1", "priorityclasses"), "", name, class).await?;
+    }
+    kubernetes_service(inner).await
+}
+
+fn of(group: &str, version: &str, plural: &str) -> &'static Resource {
+    resource::find(group, version, plural).expect("a resource of the table")
+}
+
+/// Create an object if there is none of its name.
+pub(crate) async fn ensure(
+    inner: &Arc<Inner>,
+    resource: &'static Resource,
+    namespace: &str,
+    name: &str,
+    value: Value,
+) -> Result<(), StartError> {
+    let failed = |error| StartError::Prepare { what: format!("{} {name}", resource.plural), error };
+    if inner.store.get(&resource.key(namespace, name)).await?.is_some() {
+        return Ok(());
+    }
+    match inner.create_object(&Call::internal(resource, namespace, ""), value).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.reason() == "AlreadyExists" => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The Service through which pods reach this server, and its endpoints.
+async fn kubernetes_service(inner: &Arc<Inner>) -> Result<(), StartError> {
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let Some(address) = inner.services.first() else { return Ok(()) };
+    let target = inner.config.advertise.map_or(6443, |addr| addr.port());
+    let service = json!({"kind": "Service", "apiVersion": "v1",
+        "metadata": {"name": "kubernetes", "labels": labels},
+        "spec": {"type": "ClusterIP", "clusterIP": address.to_string(), "sessionAffinity": "None",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": target}]}});
+    ensure(inner, of("", "v1", "services"), "default", "kubernetes", service).await?;
+    let Some(advertise) = inner.config.advertise else { return Ok(()) };
+    let subset = json!({"addresses": [{"ip": advertise.ip().to_string()}],
+        "ports": [{"name": "https", "port": advertise.port(), "protocol": "TCP"}]});
+    let mirrored = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
+    let endpoints = json!({"kind": "Endpoints", "apiVersion": "v1",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": mirrored}, "subsets": [subset]});
+    put(inner, of("", "v1", "endpoints"), endpoints).await?;
+    let family = if advertise.is_ipv4() { "IPv4" } else { "IPv6" };
+    let slice = json!({"kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": family,
+        "endpoints": [{"addresses": [advertise.ip().to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": advertise.port(), "protocol": "TCP"}]});
+    put(inner, of("discovery.k8s.io", "v1", "endpointslices"), slice).await
+}
+
+/// Create an object in `default`, or make it what it should be.
+async fn put(inner: &Arc<Inner>, resource: &'static Resource, value: Value) -> Result<(), StartError> {
+    let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    ensure(inner, resource, "default", &name, value.clone()).await?;
+    let call = Call::internal(resource, "default", &name);
+    let changed = inner.change(&call, Part::Main, |old| {
+        let mut new = value.clone();
+        new["metadata"] = old["metadata"].clone();
+        new["metadata"]["labels"] = value["metadata"]["labels"].clone();
+        Ok(new)
+    });
+    changed
+        .await
+        .map(|_| ())
+        .map_err(|error| StartError::Prepare { what: format!("{} {name}", resource.plural), error })
+}
+
+/// Forget history once it is old.
+pub(crate) async fn compact_for_ever(store: Arc<dyn Store>) {
+    let mut before = None;
+    loop {
+        tokio::time::sleep(COMPACTION_PERIOD).await;
+        if let Some(revision) = before {
+            match store.compact(revision).await {
+                Ok(()) => tracing::debug!(revision, "store compacted"),
+                Err(bosun_store::Error::Compacted { .. }) => {}
+                Err(error) => tracing::warn!(%error, revision, "compaction failed; it will be tried again"),
+            }
+        }
+        before = store.revision().await.ok();
+    }
+}

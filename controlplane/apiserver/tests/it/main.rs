@@ -1,0 +1,6 @@
+//! The API server over a real store, driven by the client library that everything else uses.
+
+#![expect(clippy::unwrap_used, reason = "in a test a failed unwrap is the report")]
+
+mod basics;
+mod harness;
