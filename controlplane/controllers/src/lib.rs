@@ -29,7 +29,6 @@ mod service_pods;
 mod statefulset;
 mod watches;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,21 +52,23 @@ pub fn identity(controller: &str) -> (String, Vec<String>) {
 pub struct ControllersConfig {
     /// Which of them run.
     pub controllers: Selection,
-    /// Networks that nodes get their pod networks from, one of each; empty for none.
-    pub cluster_cidrs: Vec<IpNet>,
+    /// Network that nodes get their pod networks from.
+    pub cluster_cidr: Option<IpNet>,
+    /// The same of the other family, for a cluster with both.
+    pub second_cluster_cidr: Option<IpNet>,
     /// Network of Services, which no node's pod network may overlap.
     pub service_cidr: Option<IpNet>,
     /// Prefix length of a node's IPv4 pod network.
     pub node_mask_v4: u8,
     /// Prefix length of a node's IPv6 pod network.
     pub node_mask_v6: u8,
-    /// Certificate and key (PEM files) that sign certificate requests; without them nothing is signed.
-    pub signing: Option<(PathBuf, PathBuf)>,
+    /// Certificate and key (PEM) that sign certificate requests; without them nothing is signed.
+    pub signing_ca: Option<(String, String)>,
     /// The longest life of a certificate that is signed here.
     pub signing_duration: Duration,
     /// Approve a kubelet's request for a serving certificate when its names are its node's addresses. Stock leaves this
     /// to people.
-    pub approve_kubelet_serving: bool,
+    pub auto_approve_kubelet_serving: bool,
     /// Certificates (PEM) that clients in the cluster trust the API server by.
     pub root_ca_pem: Option<String>,
     /// How long a node may be silent before it counts as unreachable.
@@ -80,13 +81,14 @@ impl Default for ControllersConfig {
     fn default() -> Self {
         Self {
             controllers: Selection::default(),
-            cluster_cidrs: Vec::new(),
+            cluster_cidr: None,
+            second_cluster_cidr: None,
             service_cidr: None,
             node_mask_v4: 24,
             node_mask_v6: 64,
-            signing: None,
+            signing_ca: None,
             signing_duration: Duration::from_secs(365 * 24 * 3600),
-            approve_kubelet_serving: false,
+            auto_approve_kubelet_serving: false,
             root_ca_pem: None,
             node_monitor_grace_period: Duration::from_secs(50),
             terminated_pod_threshold: 12_500,
@@ -130,7 +132,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// Runs the controllers until cancelled.
 ///
 /// `clients` gives a client for a controller: its name is that of the service account in `kube-system` that stock's role
-/// bindings know (see [`identity`]). What all controllers share is read as the garbage collector, which may read everything.
+/// bindings know. What all controllers share is read as the garbage collector, which may read everything.
 ///
 /// # Errors
 /// The selection names a controller that does not exist.

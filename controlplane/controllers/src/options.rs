@@ -134,20 +134,24 @@ impl Options {
     /// # Errors
     /// A file cannot be read.
     pub fn config(&self) -> anyhow::Result<ControllersConfig> {
-        let root_ca_pem = self
-            .root_ca_file
-            .as_ref()
-            .map(|path| std::fs::read_to_string(path).with_context(|| format!("--root-ca-file {}", path.display())))
-            .transpose()?;
+        let read = |flag: &str, path: &Option<PathBuf>| {
+            let read =
+                |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("{flag} {}", path.display()));
+            path.as_ref().map(read).transpose()
+        };
+        let cert = read("--cluster-signing-cert-file", &self.cluster_signing_cert_file)?;
+        let key = read("--cluster-signing-key-file", &self.cluster_signing_key_file)?;
+        let mut cidrs = self.cluster_cidr.iter().copied().filter(|_| self.allocate_node_cidrs);
         Ok(ControllersConfig {
             controllers: self.controllers.clone(),
-            cluster_cidrs: if self.allocate_node_cidrs { self.cluster_cidr.clone() } else { Vec::new() },
+            cluster_cidr: cidrs.next(),
+            second_cluster_cidr: cidrs.next(),
             service_cidr: self.service_cluster_ip_range.first().copied(),
             node_mask_v4: self.node_cidr_mask_size_ipv4,
             node_mask_v6: self.node_cidr_mask_size_ipv6,
-            signing: self.cluster_signing_cert_file.clone().zip(self.cluster_signing_key_file.clone()),
-            approve_kubelet_serving: self.auto_approve_kubelet_serving,
-            root_ca_pem,
+            signing_ca: cert.zip(key),
+            auto_approve_kubelet_serving: self.auto_approve_kubelet_serving,
+            root_ca_pem: read("--root-ca-file", &self.root_ca_file)?,
             node_monitor_grace_period: self.node_monitor_grace_period,
             terminated_pod_threshold: self.terminated_pod_gc_threshold,
             ..ControllersConfig::default()

@@ -52,7 +52,7 @@ pub(crate) fn start(context: &Context) {
         client: controller.client.clone(),
         requests: context.watches.signing_requests(),
         nodes: context.watches.nodes(),
-        serving: context.config.approve_kubelet_serving,
+        serving: context.config.auto_approve_kubelet_serving,
     };
     controller.watch_own(&this.requests);
     if this.serving {

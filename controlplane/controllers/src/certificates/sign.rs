@@ -1,10 +1,8 @@
 //! Signing: approved requests get their certificates from the cluster's authority.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bosun_kit::informer::Informer;
 use bosun_kit::pki::CertificateAuthority;
 use k8s_openapi::ByteString;
@@ -18,7 +16,7 @@ use kube::{Api, Client};
 
 use super::request::{check_client, check_kubelet_client, check_kubelet_serving, extended, read};
 use super::{CLIENT, KUBELET_CLIENT, KUBELET_SERVING, LEGACY, has_certificate, has_condition};
-use crate::runtime::{self, Controller, Key, Synced, gone_is_fine};
+use crate::runtime::{Context, Controller, Key, Synced, gone_is_fine};
 
 const NAME: &str = "certificate-controller";
 /// The shortest life that may be asked for.
@@ -57,20 +55,15 @@ struct Signer {
     longest: Duration,
 }
 
-fn load(cert: &Path, key: &Path) -> anyhow::Result<CertificateAuthority> {
-    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
-    Ok(CertificateAuthority::load(&read(cert)?, &read(key)?)?)
-}
-
-pub(crate) fn start(context: &runtime::Context) {
-    let Some((cert, key)) = &context.config.signing else {
+pub(crate) fn start(context: &Context) {
+    let Some((cert, key)) = &context.config.signing_ca else {
         tracing::info!("no signing certificate given: certificate requests are not signed here");
         return;
     };
-    let authority = match load(cert, key) {
+    let authority = match CertificateAuthority::load(cert, key) {
         Ok(authority) => Arc::new(authority),
         Err(error) => {
-            tracing::error!(error = %format_args!("{error:#}"), "the signing certificate cannot be used: certificate requests are not signed");
+            tracing::error!(%error, "the signing certificate cannot be used: certificate requests are not signed");
             return;
         }
     };

@@ -47,10 +47,10 @@ struct Ipam {
 
 pub(crate) fn start(context: &Context) {
     let config = &context.config;
-    let pools: Vec<Pool> = config
-        .cluster_cidrs
-        .iter()
-        .copied()
+    let networks = [config.cluster_cidr, config.second_cluster_cidr];
+    let pools: Vec<Pool> = networks
+        .into_iter()
+        .flatten()
         .map(|network| Pool {
             network,
             size: if matches!(network, IpNet::V4(_)) { config.node_mask_v4 } else { config.node_mask_v6 },

@@ -27,7 +27,6 @@ pub(crate) struct Cluster {
     pub(crate) server: ApiServer,
     cancel: CancellationToken,
     _stop: DropGuard,
-    _files: tempfile::TempDir,
 }
 
 impl Cluster {
@@ -41,11 +40,12 @@ impl Cluster {
         let files = tempfile::tempdir().unwrap();
         let (cert, key) = (files.path().join("ca.crt"), files.path().join("ca.key"));
         CertificateAuthority::load_or_generate(&cert, &key, "test").unwrap();
+        let read = |path| std::fs::read_to_string(path).unwrap();
         let mut config = ControllersConfig {
-            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            cluster_cidr: Some("10.244.0.0/16".parse().unwrap()),
             root_ca_pem: Some("the root".to_owned()),
-            signing: Some((cert, key)),
-            approve_kubelet_serving: true,
+            signing_ca: Some((read(&cert), read(&key))),
+            auto_approve_kubelet_serving: true,
             ..ControllersConfig::default()
         };
         adjust(&mut config);
@@ -62,7 +62,7 @@ impl Cluster {
         let stop = cancel.clone();
         tokio::spawn(async move { bosun_scheduler::run(scheduler, Default::default(), stop).await.unwrap() });
         let admin = server.client_as(user("admin", ["system:masters"]));
-        Self { admin, server, cancel: cancel.clone(), _stop: cancel.drop_guard(), _files: files }
+        Self { admin, server, cancel: cancel.clone(), _stop: cancel.drop_guard() }
     }
 
     pub(crate) fn api<K>(&self) -> Api<K>
