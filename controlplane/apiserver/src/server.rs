@@ -26,6 +26,7 @@ use crate::cache::Caches;
 use crate::call::Call;
 use crate::codec;
 use crate::metrics::Metrics;
+use crate::openapi::Documents;
 use crate::request::{Query, RequestInfo};
 use crate::services::Services;
 use crate::strategy::Part;
@@ -117,6 +118,7 @@ pub(crate) struct Inner {
     pub(crate) cancel: CancellationToken,
     pub(crate) policy: Arc<Policy>,
     pub(crate) nodes: NodeProxy,
+    pub(crate) documents: Arc<Documents>,
 }
 
 /// What the store says when it refuses, as clients read it.
@@ -154,6 +156,7 @@ impl ApiServer {
             caches,
             tokens,
             policy,
+            documents: Arc::default(),
         });
         inner.clone().spawn();
         crate::bootstrap::prepare(&inner).await?;
@@ -262,7 +265,10 @@ impl Inner {
         self.check_access(&user, &info, &query)?;
         match info.is_resource {
             true => self.resource(request, info, query, user).await,
-            false => self.plain(&request, &info, &query),
+            false => {
+                let (parts, _) = request.into_parts();
+                self.plain(&parts, &info, &query).await
+            }
         }
     }
 

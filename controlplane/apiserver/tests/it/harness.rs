@@ -10,7 +10,8 @@ use serde_json::Value;
 
 /// A server for one test.
 pub(crate) struct Server {
-    pub(crate) api: ApiServer,
+    pub(crate) store: Arc<EmbeddedStore>,
+    _api: ApiServer,
     pub(crate) client: Client,
 }
 
@@ -22,9 +23,10 @@ impl Server {
 
     pub(crate) async fn with(config: Config) -> Self {
         let config = Config { authorization: Authorization::AlwaysAllow, ..config };
-        let api = ApiServer::start(config, Arc::new(EmbeddedStore::in_memory().unwrap())).await.unwrap();
+        let store = Arc::new(EmbeddedStore::in_memory().unwrap());
+        let api = ApiServer::start(config, store.clone()).await.unwrap();
         let client = api.client_as(user("admin", ["system:masters"]));
-        Self { api, client }
+        Self { store, _api: api, client }
     }
 
     /// A raw request; the answer's JSON.
