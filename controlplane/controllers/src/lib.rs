@@ -41,6 +41,12 @@ pub use crate::options::{Options, Selection};
 use crate::runtime::Context;
 use crate::watches::Watches;
 
+/// Whom a controller's name stands for: its user and groups, as an in-process caller presents them.
+pub fn identity(controller: &str) -> (String, Vec<String>) {
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
+    (format!("system:serviceaccount:kube-system:{controller}"), groups.map(str::to_owned).to_vec())
+}
+
 /// How the controllers run.
 #[derive(Clone, Debug)]
 pub struct ControllersConfig {

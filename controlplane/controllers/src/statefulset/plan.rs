@@ -69,7 +69,7 @@ pub(super) fn plan(set: &StatefulSet, revisions: Revisions<'_>, pods: &[Arc<Pod>
         return plan;
     }
     let min_ready = spec.min_ready_seconds.unwrap_or_default();
-    let mut ripe = |pod: &Pod, again: &mut Again| match available(pod, min_ready, now) {
+    let ripe = |pod: &Pod, again: &mut Again| match available(pod, min_ready, now) {
         Ok(()) => true,
         Err(wait) => {
             *again = match (*again, wait) {
