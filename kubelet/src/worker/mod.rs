@@ -131,6 +131,8 @@ struct Worker {
     /// The UID under which the status is written; a static pod's is its mirror's.
     api_uid: Option<String>,
     mirror_known: bool,
+    /// It had ended before this kubelet saw it: it never lives again, whatever is left of it.
+    was_terminal: bool,
     runtime: PodRecord,
     volumes: Volumes,
     refresh: Option<Timestamp>,
@@ -182,7 +184,8 @@ impl Worker {
         Self {
             uid: uid.clone(),
             owner,
-            api_uid: (!start.is_static).then_some(uid),
+            api_uid: (!start.is_static && !start.orphan).then_some(uid),
+            was_terminal: bosun_api::pod::is_terminal(&pod),
             is_static: start.is_static,
             orphan: start.orphan,
             mirror_known: false,
@@ -196,7 +199,7 @@ impl Worker {
             images: BTreeMap::new(),
             start_failures: BTreeMap::new(),
             sandbox_failure: None,
-            sandbox_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+            sandbox_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(10)),
             restarts: BTreeMap::new(),
             told_backoff: BTreeMap::new(),
             probes: Probes::remembering(remembered.clone()),
@@ -343,8 +346,8 @@ impl Worker {
             self.context.report.pod(&self.pod, EventType::Normal, "DeadlineExceeded", message.clone());
             self.failed = Some(("DeadlineExceeded".into(), message));
         }
-        let must_end = self.removed || self.failed.is_some() || self.pod.metadata.deletion_timestamp.is_some();
-        if !must_end {
+        let deleted = self.pod.metadata.deletion_timestamp.is_some();
+        if !(self.removed || deleted || self.was_terminal || self.failed.is_some()) {
             return;
         }
         let own = self.runtime.containers.iter().filter_map(|c| c.grace).max();
