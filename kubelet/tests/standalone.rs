@@ -33,7 +33,8 @@ impl TestNode {
         ok(Command::new("ip").args(["-n", &name, "link", "set", "lo", "up"]));
         let mut node = Self { name, folder, containerd: None, kubelet: None };
         node.write_configs();
-        node.containerd = Some(node.spawn("containerd", &["--config", &node.path("containerd.toml")], "containerd.log"));
+        node.containerd =
+            Some(node.spawn("containerd", &["--config", &node.path("containerd.toml")], "containerd.log"));
         wait("containerd", || node.ctr().arg("version").output().is_ok_and(|out| out.status.success()));
         fs::write(node.folder.join("busybox.tar"), image_archive()).unwrap();
         ok(node.ctr().args(["-n", "k8s.io", "images", "import", &node.path("busybox.tar")]));
@@ -89,7 +90,20 @@ conf_dir = "{at}/cni"
 
     fn start_kubelet(&mut self) {
         let (config, root, pki) = (self.path("kubelet.yaml"), self.path("kubelet"), self.path("pki"));
-        let args = ["--config", &config, "--root-dir", &root, "--cert-dir", &pki, "--hostname-override", "node1", "--node-ip", "127.0.0.1", "-v", "4"];
+        let args = [
+            "--config",
+            &config,
+            "--root-dir",
+            &root,
+            "--cert-dir",
+            &pki,
+            "--hostname-override",
+            "node1",
+            "--node-ip",
+            "127.0.0.1",
+            "-v",
+            "4",
+        ];
         self.kubelet = Some(self.spawn(env!("CARGO_BIN_EXE_kubelet"), &args, "kubelet.log"));
     }
 
@@ -131,7 +145,14 @@ conf_dir = "{at}/cni"
 
     fn until_ready(&self, what: &str) -> Value {
         let mut found = None;
-        wait_or(what, || { found = self.ready(); found.is_some() }, || self.log());
+        wait_or(
+            what,
+            || {
+                found = self.ready();
+                found.is_some()
+            },
+            || self.log(),
+        );
         found.unwrap()
     }
 
@@ -147,7 +168,9 @@ conf_dir = "{at}/cni"
     fn cgroups(&self) -> usize {
         let pods = |controller: fs::DirEntry| {
             let folder = controller.path().join(&self.name).join("kubepods/besteffort");
-            fs::read_dir(folder).map(|d| d.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("pod")).count()).unwrap_or(0)
+            fs::read_dir(folder)
+                .map(|d| d.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("pod")).count())
+                .unwrap_or(0)
         };
         fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(pods).sum()
     }
@@ -158,6 +181,21 @@ impl Drop for TestNode {
         for child in [self.kubelet.as_mut(), self.containerd.as_mut()].into_iter().flatten() {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        // After a failure containers still run: end what carries this node's folder in its command line, or is in its
+        // cgroups, and unmount what is mounted below the folder.
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Ok(pid) = process.file_name().to_string_lossy().parse::<i32>() else { continue };
+            let read = |file: &str| fs::read(process.path().join(file)).unwrap_or_default();
+            let mark = |file: &str| String::from_utf8_lossy(&read(file)).contains(&self.name);
+            if pid != std::process::id() as i32 && (mark("cmdline") || mark("cgroup")) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|p| p.contains(&self.name)).collect::<Vec<_>>().into_iter().rev() {
+            let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
         }
         for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             for folder in ["kubepods/besteffort", "kubepods/burstable", "kubepods", ""] {
@@ -212,7 +250,9 @@ fn image_archive() -> Vec<u8> {
     let config_name = format!("{}.json", digest(config.as_bytes()));
     let manifest = json!([{"Config": config_name, "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]).to_string();
     let mut archive = tar::Builder::new(Vec::new());
-    for (name, content) in [(config_name.as_str(), config.as_bytes()), ("layer.tar", &layer), ("manifest.json", manifest.as_bytes())] {
+    for (name, content) in
+        [(config_name.as_str(), config.as_bytes()), ("layer.tar", &layer), ("manifest.json", manifest.as_bytes())]
+    {
         let mut header = tar::Header::new_ustar();
         header.set_mode(0o644);
         header.set_size(content.len() as u64);
@@ -233,7 +273,7 @@ fn spec() -> Value {
             "env": [{"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
             "volumeMounts": [{"name": "data", "mountPath": "/data/sub", "subPath": "deep/er"}]}],
         "containers": [{"name": "main", "image": IMAGE, "imagePullPolicy": "Never",
-            "command": shell("cat /data/deep/er/file /info/labels; echo bye > /dev/termination-log; trap 'exit 0' TERM; busybox sleep 1000 & wait"),
+            "command": shell("cat /data/deep/er/file /info/labels; echo; echo bye > /dev/termination-log; trap 'exit 0' TERM; busybox sleep 1000 & wait"),
             "readinessProbe": {"exec": {"command": [BUSYBOX, "test", "-f", "/data/deep/er/file"]}, "periodSeconds": 1},
             "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "info", "mountPath": "/info"}]}],
         "volumes": [{"name": "data", "emptyDir": {"medium": "Memory"}},
@@ -268,10 +308,26 @@ fn a_static_pod_lives_through_a_kubelet_s_death_and_leaves_nothing() {
     assert_eq!(adopted["status"]["containerStatuses"][0]["restartCount"], 0);
 
     // An exit is noticed and the container started again, with its last words kept.
-    let out = node.ctr().args(["-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", container_id(&pod).trim_start_matches("containerd://")]).output().unwrap();
+    let out = node
+        .ctr()
+        .args([
+            "-n",
+            "k8s.io",
+            "tasks",
+            "kill",
+            "-s",
+            "SIGKILL",
+            container_id(&pod).trim_start_matches("containerd://"),
+        ])
+        .output()
+        .unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let killed = Instant::now();
-    wait_or("the restart", || node.ready().is_some_and(|p| p["status"]["containerStatuses"][0]["restartCount"] == 1), || node.log());
+    wait_or(
+        "the restart",
+        || node.ready().is_some_and(|p| p["status"]["containerStatuses"][0]["restartCount"] == 1),
+        || node.log(),
+    );
     assert!(killed.elapsed() < Duration::from_secs(4), "an exit is known without waiting for a listing");
     let last = node.pods()[0]["status"]["containerStatuses"][0]["lastState"]["terminated"].clone();
     assert_eq!((last["exitCode"].as_i64(), last["message"].as_str()), (Some(137), Some("bye\n")));

@@ -227,6 +227,7 @@ impl Worker {
     /// Works until nothing of the pod is left (true) or the kubelet stops (false; the pod then goes on running).
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>, cancel: CancellationToken) -> bool {
         self.context.objects.follow(&self.uid, Some(&self.pod));
+        self.watch_running();
         loop {
             let wake = self.step();
             if self.deleted {
@@ -278,13 +279,20 @@ impl Worker {
     }
 
     fn merge(&mut self, record: ContainerRecord) -> bool {
-        let (id, running) = (record.id.clone(), record.state == State::Running);
-        let sandbox = record.sandbox.clone();
         let changed = self.runtime.merge_container(record);
-        if running && self.watched.insert(id.clone()) {
-            tokio::spawn(self.context.observer.clone().watch_exit(self.owner.clone(), id, sandbox));
-        }
+        self.watch_running();
         changed
+    }
+
+    /// Has every running container's exit told.
+    fn watch_running(&mut self) {
+        self.watched.retain(|id| self.runtime.containers.iter().any(|c| c.id == *id));
+        for container in self.runtime.running() {
+            if self.watched.insert(container.id.clone()) {
+                let (id, sandbox) = (container.id.clone(), container.sandbox.clone());
+                tokio::spawn(self.context.observer.clone().watch_exit(self.owner.clone(), id, sandbox));
+            }
+        }
     }
 
     fn update(&mut self, new: &Arc<Pod>) {
