@@ -4,21 +4,29 @@
 //! keys. *Plan*: a pure function compares what is wanted with what is there and answers with writes. *Apply*: a thin
 //! reconciler carries them out, under the identity of the service account that stock gives that controller.
 
+mod bootstrap_tokens;
 mod certificates;
+mod cluster_roles;
+mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod garbage;
+mod history;
+mod job;
 mod namespace;
 mod node;
 mod objects;
 mod options;
+mod pod_gc;
 mod pods;
 mod replicaset;
 mod resources;
 mod runtime;
 mod service_accounts;
 mod service_pods;
+mod statefulset;
 mod watches;
 
 use std::sync::Arc;
@@ -91,6 +99,14 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("root-ca-certificate-publisher-controller", service_accounts::start_root_ca),
     ("replicaset-controller", replicaset::start),
     ("deployment-controller", deployment::start),
+    ("daemonset-controller", daemonset::start),
+    ("job-controller", job::start),
+    ("ttl-after-finished-controller", job::ttl::start),
+    ("pod-garbage-collector-controller", pod_gc::start),
+    ("statefulset-controller", statefulset::start),
+    ("disruption-controller", disruption::start),
+    ("clusterrole-aggregation-controller", cluster_roles::start),
+    ("token-cleaner-controller", bootstrap_tokens::start),
     ("endpoints-controller", endpoints::start),
     ("endpointslice-controller", endpointslice::start),
     ("garbage-collector-controller", garbage::start),

@@ -35,7 +35,7 @@ pub(crate) struct Wanted<'a> {
 pub(crate) enum CsrError {
     /// The API server let the request not in.
     #[error("{0}")]
-    Refused(kube::core::Status),
+    Refused(Box<kube::core::Status>),
     /// The API server could not be asked, or failed.
     #[error("{0}")]
     Unreachable(String),
@@ -74,7 +74,7 @@ pub(crate) async fn create(client: &Client, wanted: &Wanted<'_>) -> Result<Strin
         Ok(Ok(made)) => Ok(made.metadata.name.unwrap_or_default()),
         Ok(Err(kube::Error::Api(status))) => match &wanted.name {
             Some(name) if status.code == 409 => Ok(name.clone()),
-            _ if (400..500).contains(&status.code) && status.code != 429 => Err(CsrError::Refused(*status)),
+            _ if (400..500).contains(&status.code) && status.code != 429 => Err(CsrError::Refused(status)),
             _ => Err(CsrError::Unreachable(status.to_string())),
         },
         Ok(Err(error)) => Err(CsrError::Unreachable(chain(&error))),

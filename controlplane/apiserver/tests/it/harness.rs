@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bosun_apiserver::{AlwaysAllow, ApiServer, Authorization, Config, user};
+use bosun_apiserver::{ApiServer, Authorization, Config, user};
 use bosun_store::EmbeddedStore;
 use http::Request;
 use kube::Client;
@@ -21,7 +21,7 @@ impl Server {
     }
 
     pub(crate) async fn with(config: Config) -> Self {
-        let config = Config { authorization: Authorization::Custom(Arc::new(AlwaysAllow)), ..config };
+        let config = Config { authorization: Authorization::AlwaysAllow, ..config };
         let api = ApiServer::start(config, Arc::new(EmbeddedStore::in_memory().unwrap())).await.unwrap();
         let client = api.client_as(user("admin", ["system:masters"]));
         Self { api, client }

@@ -73,7 +73,9 @@ impl Reader {
             return Ok(None);
         }
         let mut position = 0;
-        if let (Some(lines), Some(open)) = (query.tail_lines, file.take()) {
+        if let Some(lines) = query.tail_lines
+            && let Some(open) = file.take()
+        {
             let mut blocking = open.into_std().await;
             let at = move || tail::offset(&mut blocking, lines).map(|at| (blocking, at));
             let (blocking, at) = tokio::task::spawn_blocking(at).await.map_err(io::Error::other)??;
