@@ -158,7 +158,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
             conf_dir: options.cni_conf_dir.clone(),
             data_dir: Some(options.cni_data_dir.clone()),
             bin_dir: options.cni_bin_dir.clone(),
-            cluster_cidrs: vec![options.cluster_cidr],
+            cluster_cidr: options.cluster_cidr.to_string(),
             ..Default::default()
         };
         let (name, stop) = (node_name.clone(), cancel.clone());

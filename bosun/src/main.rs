@@ -44,7 +44,7 @@ enum Command {
     /// The controllers alone.
     ControllerManager(Box<bosun_controllers::Options>),
     /// Cluster DNS alone.
-    Dns(Box<bosun_dns::Args>),
+    Dns(Box<bosun_dns::Options>),
     /// The kubelet alone; takes stock's flags.
     Kubelet(Box<bosun_kubelet::Options>),
     /// The service proxy alone; takes stock's flags.
@@ -79,7 +79,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Apiserver(options) => options.run(cancel).await,
         Command::Scheduler(options) => options.run(cancel).await,
         Command::ControllerManager(options) => options.run(cancel).await,
-        Command::Dns(args) => bosun_dns::main(*args, cancel).await,
+        Command::Dns(options) => options.run(cancel).await,
         Command::Kubelet(options) => options.run(cancel).await,
         Command::KubeProxy(_options) => anyhow::bail!("wip"),
         Command::Netd(options) => options.run(cancel).await,

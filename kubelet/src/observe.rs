@@ -275,6 +275,21 @@ impl Observer {
         }
     }
 
+    /// The first process of a running container, to be watched; none if it has ended or the runtime does not tell.
+    async fn process_of(&self, id: &str) -> Option<AsyncFd<OwnedFd>> {
+        let answer = match self.runtime.container_status(id, true).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(%error, "the process of a container is not known");
+                return None;
+            }
+        };
+        if answer.status?.state() != cri::ContainerState::ContainerRunning {
+            return None;
+        }
+        watchable(open_process(pid(answer.info.get("info")?)?)?)
+    }
+
     /// Tells the exit of a running container as soon as it happens, if no event stream does. Returns when it did, or
     /// when its process cannot be watched (then the listings tell).
     pub async fn watch_exit(self: Arc<Self>, owner: Owner, id: String, sandbox: String) {
@@ -284,17 +299,10 @@ impl Observer {
             return;
         }
         tracing::debug!(container = id, "watching for its exit");
-        let Ok(answer) = self.runtime.container_status(&id, true).await else { return };
-        if answer.status.as_ref().is_some_and(|s| s.state() == cri::ContainerState::ContainerRunning) {
-            let Some(process) = answer.info.get("info").and_then(|info| pid(info)).and_then(open_process) else {
-                return;
-            };
-            let Some(process) = watchable(process) else { return };
+        if let Some(process) = self.process_of(&id).await {
             // Only a container that runs after its process was opened has surely this process.
             match self.container(&id, &sandbox).await {
-                Ok(record) if record.state == State::Running => {
-                    let _ = process.readable().await;
-                }
+                Ok(record) if record.state == State::Running => drop(process.readable().await),
                 Ok(record) => return self.tell(News::Container(owner, record)),
                 Err(_) => return,
             }

@@ -102,28 +102,3 @@ impl Default for Config {
         }
     }
 }
-
-/// Flags of the daemon as a program of its own.
-#[derive(clap::Args, Clone, Debug)]
-pub struct Options {
-    /// Kubeconfig of the cluster; without it the pod's service account is used.
-    #[arg(long)]
-    pub kubeconfig: Option<PathBuf>,
-    /// This node's name in the cluster.
-    #[arg(long, env = "NODE_NAME")]
-    pub node_name: String,
-    /// What it does.
-    #[command(flatten)]
-    pub config: Config,
-}
-
-impl Options {
-    /// Runs after these flags until cancelled.
-    ///
-    /// # Errors
-    /// The kubeconfig cannot be used, or as [`run`].
-    pub async fn run(self, cancel: tokio_util::sync::CancellationToken) -> anyhow::Result<()> {
-        let client = bosun_kit::client::from_kubeconfig_or_cluster(self.kubeconfig.as_deref()).await?;
-        run(self.config, client, self.node_name, cancel).await
-    }
-}

@@ -131,6 +131,8 @@ struct Worker {
     /// The UID under which the status is written; a static pod's is its mirror's.
     api_uid: Option<String>,
     mirror_known: bool,
+    /// It had ended before this kubelet saw it: it never lives again, whatever is left of it.
+    was_terminal: bool,
     runtime: PodRecord,
     volumes: Volumes,
     refresh: Option<Timestamp>,
@@ -182,7 +184,8 @@ impl Worker {
         Self {
             uid: uid.clone(),
             owner,
-            api_uid: (!start.is_static).then_some(uid),
+            api_uid: (!start.is_static && !start.orphan).then_some(uid),
+            was_terminal: bosun_api::pod::is_terminal(&pod),
             is_static: start.is_static,
             orphan: start.orphan,
             mirror_known: false,
@@ -196,7 +199,7 @@ impl Worker {
             images: BTreeMap::new(),
             start_failures: BTreeMap::new(),
             sandbox_failure: None,
-            sandbox_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
+            sandbox_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(10)),
             restarts: BTreeMap::new(),
             told_backoff: BTreeMap::new(),
             probes: Probes::remembering(remembered.clone()),
@@ -224,6 +227,7 @@ impl Worker {
     /// Works until nothing of the pod is left (true) or the kubelet stops (false; the pod then goes on running).
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>, cancel: CancellationToken) -> bool {
         self.context.objects.follow(&self.uid, Some(&self.pod));
+        self.watch_running();
         loop {
             let wake = self.step();
             if self.deleted {
@@ -275,13 +279,20 @@ impl Worker {
     }
 
     fn merge(&mut self, record: ContainerRecord) -> bool {
-        let (id, running) = (record.id.clone(), record.state == State::Running);
-        let sandbox = record.sandbox.clone();
         let changed = self.runtime.merge_container(record);
-        if running && self.watched.insert(id.clone()) {
-            tokio::spawn(self.context.observer.clone().watch_exit(self.owner.clone(), id, sandbox));
-        }
+        self.watch_running();
         changed
+    }
+
+    /// Has every running container's exit told.
+    fn watch_running(&mut self) {
+        self.watched.retain(|id| self.runtime.containers.iter().any(|c| c.id == *id));
+        for container in self.runtime.running() {
+            if self.watched.insert(container.id.clone()) {
+                let (id, sandbox) = (container.id.clone(), container.sandbox.clone());
+                tokio::spawn(self.context.observer.clone().watch_exit(self.owner.clone(), id, sandbox));
+            }
+        }
     }
 
     fn update(&mut self, new: &Arc<Pod>) {
@@ -343,8 +354,8 @@ impl Worker {
             self.context.report.pod(&self.pod, EventType::Normal, "DeadlineExceeded", message.clone());
             self.failed = Some(("DeadlineExceeded".into(), message));
         }
-        let must_end = self.removed || self.failed.is_some() || self.pod.metadata.deletion_timestamp.is_some();
-        if !must_end {
+        let deleted = self.pod.metadata.deletion_timestamp.is_some();
+        if !(self.removed || deleted || self.was_terminal || self.failed.is_some()) {
             return;
         }
         let own = self.runtime.containers.iter().filter_map(|c| c.grace).max();
