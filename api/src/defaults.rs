@@ -11,7 +11,6 @@ use serde_json::{Map, Value, json};
 
 use crate::resource::Resource;
 pub use pod::{default_tolerations, image_pull_policy, pod_spec, pod_template};
-pub use workload::job_selector;
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 
@@ -306,6 +305,10 @@ mod tests {
         let job = defaulted("batch", "jobs", json!({"spec": {"template": {"metadata": {"labels": {"a": "b"}}}}}));
         assert_eq!(job["spec"]["completions"], 1);
         assert_eq!(job["metadata"]["labels"]["a"], "b");
+        assert_eq!(job["spec"].get("selector"), None);
+        let job = defaulted("batch", "jobs", json!({"metadata": {"name": "j", "uid": "u"}}));
+        assert_eq!(job["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"], "u");
+        assert_eq!(job["spec"]["template"]["metadata"]["labels"]["job-name"], "j");
         let recreate = defaulted("apps", "deployments", json!({"spec": {"strategy": {"type": "Recreate"}}}));
         assert_eq!(recreate["spec"]["strategy"], json!({"type": "Recreate"}));
     }

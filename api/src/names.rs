@@ -151,7 +151,7 @@ pub fn qualified_name(value: &str) -> Complaints {
         _ => {
             let text = regex_error(QUALIFIED_MESSAGE, QUALIFIED, &["MyName", "my.name", "123-abc"]);
             let tail = "with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')";
-            return vec![format!("a qualified name {text} {tail}")];
+            return vec![format!("a valid label key {text} {tail}")];
         }
     };
     if name.is_empty() {
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn keys_and_values() {
         assert!(qualified_name("app.kubernetes.io/name").is_empty());
-        assert!(qualified_name("a/b/c")[0].starts_with("a qualified name must consist"));
+        assert!(qualified_name("a/b/c")[0].starts_with("a valid label key must consist"));
         assert_eq!(qualified_name("/x"), ["prefix part must be non-empty"]);
         assert!(label_value("").is_empty());
         assert_eq!(label_value("-a").len(), 1);

@@ -71,6 +71,7 @@ pub fn validate_create(resource: &Resource, object: &Value) -> Vec<FieldError> {
 pub fn validate_update(resource: &Resource, old: &Value, new: &Value) -> Vec<FieldError> {
     let mut faults = Faults::default();
     meta::update(old, new, &mut faults);
+    meta::version(resource, new, &mut faults);
     match (resource.group, resource.kind) {
         ("", "Pod") => pod::update(old, new, &mut faults),
         ("", "Service") => service::update(old, new, &mut faults),

@@ -84,10 +84,8 @@ fn gvk(types: &TypeMeta) -> Result<GroupVersionKind> {
 }
 
 fn documents(addon: &Addon, values: &Values<'_>) -> Result<Vec<DynamicObject>> {
-    let text = addon
-        .manifests
-        .replace("10.96.0.10", values.cluster_dns)
-        .replace("cluster.local", values.cluster_domain);
+    let text =
+        addon.manifests.replace("10.96.0.10", values.cluster_dns).replace("cluster.local", values.cluster_domain);
     let mut objects = Vec::new();
     for document in serde_yaml_ng::Deserializer::from_str(&text) {
         let mut value = Value::deserialize(document).with_context(|| format!("addon {}", addon.name))?;
@@ -109,7 +107,8 @@ mod tests {
     fn the_clusters_own_values_replace_the_defaults() {
         let values = Values { cluster_dns: "10.9.0.10", cluster_domain: "corp.example" };
         let dns = ADDONS.iter().find(|addon| addon.name == "dns").unwrap();
-        let service = documents(dns, &values).unwrap().into_iter().find(|o| o.types.as_ref().unwrap().kind == "Service");
+        let service =
+            documents(dns, &values).unwrap().into_iter().find(|o| o.types.as_ref().unwrap().kind == "Service");
         assert_eq!(service.unwrap().data["spec"]["clusterIP"], "10.9.0.10");
     }
 

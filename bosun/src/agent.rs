@@ -10,6 +10,7 @@ use bosun_containerd::Settings;
 use bosun_kit::client::{Credential, kubeconfig_yaml};
 use bosun_kit::files::{appears, create_dir, write_atomic};
 use clap::Args;
+use ipnet::IpNet;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -83,7 +84,7 @@ pub struct Options {
     cni_data_dir: PathBuf,
     /// The range that pod addresses come from.
     #[arg(long, default_value = "10.244.0.0/16", help_heading = "Network")]
-    cluster_cidr: String,
+    cluster_cidr: IpNet,
     /// The cluster DNS's address.
     #[arg(long, default_value = "10.96.0.10", help_heading = "Network")]
     cluster_dns: String,
@@ -148,7 +149,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         () = cancel.cancelled() => return Ok(()),
     };
     if !options.disabled("kube-proxy") {
-        let proxy = bosun_proxy::Config { cluster_cidr: Some(options.cluster_cidr.clone()), ..Default::default() };
+        let proxy = bosun_proxy::Config { cluster_cidr: options.cluster_cidr.to_string(), ..Default::default() };
         let (client, name, stop) = (client.clone(), node_name.clone(), cancel.clone());
         parts.spawn(async move { bosun_proxy::run(proxy, client, name, stop).await.context("kube-proxy") });
     }
@@ -156,7 +157,8 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
         let netd = bosun_netd::Config {
             conf_dir: options.cni_conf_dir.clone(),
             data_dir: Some(options.cni_data_dir.clone()),
-            cluster_cidr: options.cluster_cidr.clone(),
+            bin_dir: options.cni_bin_dir.clone(),
+            cluster_cidr: options.cluster_cidr.to_string(),
             ..Default::default()
         };
         let (name, stop) = (node_name.clone(), cancel.clone());

@@ -81,7 +81,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::ControllerManager(options) => options.run(cancel).await,
         Command::Dns(options) => options.run(cancel).await,
         Command::Kubelet(options) => options.run(cancel).await,
-        Command::KubeProxy(options) => options.run(cancel).await,
+        Command::KubeProxy(_options) => anyhow::bail!("wip"),
         Command::Netd(options) => options.run(cancel).await,
     }
 }

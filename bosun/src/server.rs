@@ -130,7 +130,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     tracing::info!(url, "control plane started; a node joins with the command in {}/join", options.data_dir.display());
 
     start_scheduler(&mut parts, &options, &server, &cancel);
-    start_controllers(&mut parts, &options, &server, &pki, &cancel);
+    start_controllers(&mut parts, &options, &server, &pki, &cancel)?;
     tokio::spawn(apply_addons(admin, options.clone(), cancel.clone()));
 
     let first = match parts.join_next().await {
@@ -195,24 +195,27 @@ fn start_controllers(
     server: &ApiServer,
     pki: &ClusterPki,
     cancel: &CancellationToken,
-) {
+) -> Result<()> {
     if options.disabled("controller-manager") {
-        return;
+        return Ok(());
     }
     let config = bosun_controllers::ControllersConfig {
-        cluster_cidrs: vec![options.cluster_cidr],
+        cluster_cidr: Some(options.cluster_cidr),
+        service_cidr: Some(options.service_cidr),
         root_ca_pem: Some(pki.ca_pem.clone()),
-        signing: Some((pki.ca.cert.clone(), pki.ca.key.clone())),
-        approve_kubelet_serving: true,
+        signing_ca: Some((std::fs::read_to_string(&pki.ca.cert)?, std::fs::read_to_string(&pki.ca.key)?)),
+        auto_approve_kubelet_serving: true,
         ..Default::default()
     };
     let server = server.clone();
     let clients = move |controller: &str| -> Client {
-        let (name, groups) = bosun_controllers::identity(controller);
+        let name = format!("system:serviceaccount:kube-system:{controller}");
+        let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
         server.client_as(user(name, groups))
     };
     let stop = cancel.clone();
     parts.spawn(async move { bosun_controllers::run(clients, config, stop).await.context("controllers") });
+    Ok(())
 }
 
 async fn apply_addons(admin: Client, options: Options, cancel: CancellationToken) {

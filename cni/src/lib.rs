@@ -15,6 +15,7 @@ pub mod host_local;
 mod install;
 mod ipam;
 mod loopback;
+mod nat;
 mod netlink;
 pub mod plan;
 pub mod portmap;
@@ -114,7 +115,7 @@ fn report(done: std::io::Result<()>) -> u8 {
 
 /// Serves one CNI command for the plugin `name`: environment and `stdin` in, result or error as JSON out.
 pub fn serve(name: &str, stdin: &mut dyn Read, stdout: &mut dyn Write) -> u8 {
-    let mut input = Vec::new();
+    let mut input = Vec::with_capacity(8192);
     let read =
         stdin.read_to_end(&mut input).map_err(|e| Error::new(Code::Io, format!("read the network configuration: {e}")));
     let (version, outcome) = match read.and_then(|_| call::Environment::from_process()) {

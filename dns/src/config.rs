@@ -8,7 +8,7 @@ use std::{
 
 /// The flags.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Args {
+pub struct Options {
     /// Kubeconfig of the cluster; without it the pod's service account is used.
     #[arg(long)]
     pub kubeconfig: Option<PathBuf>,
@@ -44,7 +44,7 @@ pub struct Config {
     pub metrics_address: SocketAddr,
 }
 
-impl Args {
+impl Options {
     /// Reads what the flags name.
     ///
     /// # Errors

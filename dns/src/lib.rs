@@ -14,7 +14,7 @@ pub mod server;
 mod status;
 pub mod zone;
 
-pub use config::{Args, Config};
+pub use config::{Config, Options};
 
 use anyhow::Context;
 use std::sync::{Arc, RwLock};
@@ -35,11 +35,13 @@ pub async fn run(config: Config, client: kube::Client, cancel: CancellationToken
     server.serve(&config.listen, &cancel).await
 }
 
-/// Runs the program after its flags.
-///
-/// # Errors
-/// As [`run`].
-pub async fn main(args: Args, cancel: CancellationToken) -> anyhow::Result<()> {
-    let client = bosun_kit::client::from_kubeconfig_or_cluster(args.kubeconfig.as_deref()).await?;
-    run(args.into_config()?, client, cancel).await
+impl Options {
+    /// Serves after these flags until cancelled.
+    ///
+    /// # Errors
+    /// As [`run`], and when no API client can be made of the flags.
+    pub async fn run(self, cancel: CancellationToken) -> anyhow::Result<()> {
+        let client = bosun_kit::client::from_kubeconfig_or_cluster(self.kubeconfig.as_deref()).await?;
+        run(self.into_config()?, client, cancel).await
+    }
 }

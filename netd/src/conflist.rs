@@ -54,19 +54,19 @@ pub(crate) fn missing_plugins(config: &Config) -> Vec<&'static str> {
 }
 
 /// Writes `subnet.env`, when it is wanted.
-pub(crate) fn write_subnet_env(config: &Config, pod_cidrs: &[IpNet]) -> io::Result<()> {
+pub(crate) fn write_subnet_env(config: &Config, inside: &[IpNet], pod_cidrs: &[IpNet]) -> io::Result<()> {
     let Some(path) = &config.subnet_env else { return Ok(()) };
     if let Some(parent) = path.parent() {
         bosun_kit::files::create_dir(parent, 0o755)?;
     }
-    bosun_kit::files::write_atomic(path, subnet_env(config, pod_cidrs).as_bytes(), 0o644)
+    bosun_kit::files::write_atomic(path, subnet_env(config, inside, pod_cidrs).as_bytes(), 0o644)
 }
 
-fn subnet_env(config: &Config, pod_cidrs: &[IpNet]) -> String {
+fn subnet_env(config: &Config, inside: &[IpNet], pod_cidrs: &[IpNet]) -> String {
     let mut text = String::new();
     for (prefix, v4) in [("FLANNEL_", true), ("FLANNEL_IPV6_", false)] {
         let of_family = |list: &[IpNet]| list.iter().find(|net| net.addr().is_ipv4() == v4).copied();
-        if let (Some(network), Some(subnet)) = (of_family(&config.cluster_cidrs), of_family(pod_cidrs)) {
+        if let (Some(network), Some(subnet)) = (of_family(inside), of_family(pod_cidrs)) {
             // Flannel writes the subnet with its first address, which is the bridge's.
             let (first, length) = (first_address(subnet), subnet.prefix_len());
             text += &format!("{prefix}NETWORK={network}\n{prefix}SUBNET={first}/{length}\n");
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(conflist(&config, &cidrs), golden);
         let env =
             "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
-        assert_eq!(subnet_env(&config, &cidrs), env);
+        assert_eq!(subnet_env(&config, &config.cluster_networks().unwrap(), &cidrs), env);
     }
 
     #[test]

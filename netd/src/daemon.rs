@@ -23,12 +23,13 @@ use tokio_util::sync::CancellationToken;
 /// Runs until cancelled; routes and rules stay when it ends, so that pods go on.
 ///
 /// # Errors
-/// When the kernel refuses the sockets that everything else needs.
+/// When a flag is wrong, or the kernel refuses the sockets that everything else needs.
 pub async fn run(config: Config, client: Client, node_name: String, cancel: CancellationToken) -> Result<()> {
     let nodes =
         Informer::start_trimmed(Api::<Node>::all(client.clone()), watcher::Config::default(), cancel.clone(), trim);
     let deltas = nodes.subscribe();
     let daemon = Daemon {
+        inside: config.cluster_networks()?,
         guard: if config.masquerade { Some(Guard::open()?) } else { None },
         table: Rtnetlink::open()?,
         config,
@@ -66,6 +67,8 @@ struct Daemon<T> {
     client: Client,
     node_name: String,
     nodes: Informer<Node>,
+    /// The cluster's pod networks.
+    inside: Vec<IpNet>,
     table: T,
     guard: Option<Guard>,
     /// The pod networks that configuration and rules were made for.
@@ -136,7 +139,7 @@ impl<T: Table> Daemon<T> {
         }
         sysctl::prepare(&desired.pod_cidrs);
         if self.config.masquerade {
-            let rules = Rules { pods: desired.pod_cidrs.clone(), inside: self.config.cluster_cidrs.clone() };
+            let rules = Rules { pods: desired.pod_cidrs.clone(), inside: self.inside.clone() };
             rules.load()?;
         }
         let missing = conflist::missing_plugins(&self.config);
@@ -144,7 +147,7 @@ impl<T: Table> Daemon<T> {
             let dir = self.config.bin_dir.display();
             tracing::warn!(%dir, ?missing, "CNI plugins are missing: pods will not start; run `bosun-cni install`");
         }
-        conflist::write_subnet_env(&self.config, &desired.pod_cidrs).context("write subnet.env")?;
+        conflist::write_subnet_env(&self.config, &self.inside, &desired.pod_cidrs).context("write subnet.env")?;
         // Last: with it the runtime reports the network as ready.
         conflist::write(&self.config, &desired.pod_cidrs)
             .with_context(|| format!("write the CNI configuration into {}", self.config.conf_dir.display()))?;

@@ -15,8 +15,37 @@ mod sysctl;
 pub use conflist::conflist;
 pub use daemon::run;
 
+use anyhow::Context;
 use ipnet::IpNet;
 use std::path::PathBuf;
+use tokio_util::sync::CancellationToken;
+
+const CLUSTER_CIDR: &str = "10.244.0.0/16";
+
+/// The flags of the daemon as a program of its own.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Kubeconfig of the cluster; without it the pod's service account is used.
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// This node's name in the cluster.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// What the daemon is told.
+    #[command(flatten)]
+    pub config: Config,
+}
+
+impl Options {
+    /// Runs the daemon until cancelled.
+    ///
+    /// # Errors
+    /// As [`run`], and when no API client can be made of the flags.
+    pub async fn run(self, cancel: CancellationToken) -> anyhow::Result<()> {
+        let client = bosun_kit::client::from_kubeconfig_or_cluster(self.kubeconfig.as_deref()).await?;
+        run(self.config, client, self.node_name, cancel).await
+    }
+}
 
 /// What the daemon is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,9 +59,10 @@ pub struct Config {
     /// Folder where host-local keeps addresses; empty for its default, /var/lib/cni/networks.
     #[arg(long = "cni-data-dir")]
     pub data_dir: Option<PathBuf>,
-    /// The pods' networks of the whole cluster: what goes there is not masqueraded.
-    #[arg(long = "cluster-cidr", value_delimiter = ',', default_value = "10.244.0.0/16")]
-    pub cluster_cidrs: Vec<IpNet>,
+    /// The pods' networks of the whole cluster, one of each family, with a comma between: what goes there is not
+    /// masqueraded.
+    #[arg(long, default_value = CLUSTER_CIDR)]
+    pub cluster_cidr: String,
     /// The bridge that pods are on.
     #[arg(long, default_value = "cni0")]
     pub bridge: String,
@@ -47,13 +77,24 @@ pub struct Config {
     pub subnet_env: Option<PathBuf>,
 }
 
+impl Config {
+    /// The cluster's pod networks.
+    ///
+    /// # Errors
+    /// Names the flag and the value that is no network.
+    pub fn cluster_networks(&self) -> anyhow::Result<Vec<IpNet>> {
+        let words = self.cluster_cidr.split(',').map(str::trim).filter(|word| !word.is_empty());
+        words.map(|word| word.parse().with_context(|| format!("--cluster-cidr: {word:?} is no network"))).collect()
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             conf_dir: "/etc/cni/net.d".into(),
             bin_dir: "/opt/cni/bin".into(),
             data_dir: None,
-            cluster_cidrs: vec![IpNet::V4(ipnet::Ipv4Net::new_assert([10, 244, 0, 0].into(), 16))],
+            cluster_cidr: CLUSTER_CIDR.to_owned(),
             bridge: "cni0".to_owned(),
             mtu: None,
             masquerade: true,

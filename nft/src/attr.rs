@@ -12,14 +12,7 @@ pub(crate) struct Encoder {
 
 impl Encoder {
     /// Starts a message with its nfnetlink header and returns its offset, for [`Encoder::end`].
-    pub(crate) fn message(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        seq: u32,
-        family: u8,
-        resource: u16,
-    ) -> usize {
+    pub(crate) fn message(&mut self, kind: u16, flags: u16, seq: u32, family: u8, resource: u16) -> usize {
         let start = self.buf.len();
         self.buf.extend_from_slice(&0u32.to_ne_bytes());
         self.buf.extend_from_slice(&kind.to_ne_bytes());
@@ -59,8 +52,7 @@ impl Encoder {
     }
 
     pub(crate) fn bytes(&mut self, kind: u16, value: &[u8]) {
-        self.buf
-            .extend_from_slice(&((value.len() + 4) as u16).to_ne_bytes());
+        self.buf.extend_from_slice(&((value.len() + 4) as u16).to_ne_bytes());
         self.buf.extend_from_slice(&kind.to_ne_bytes());
         self.buf.extend_from_slice(value);
         self.pad();
@@ -68,8 +60,7 @@ impl Encoder {
 
     /// A string with its terminating NUL.
     pub(crate) fn string(&mut self, kind: u16, value: &str) {
-        self.buf
-            .extend_from_slice(&((value.len() + 5) as u16).to_ne_bytes());
+        self.buf.extend_from_slice(&((value.len() + 5) as u16).to_ne_bytes());
         self.buf.extend_from_slice(&kind.to_ne_bytes());
         self.buf.extend_from_slice(value.as_bytes());
         self.buf.push(0);
@@ -99,6 +90,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) seq: u32,
+    /// The netlink port of who asked for it.
+    pub(crate) port: u32,
     /// Everything after the netlink header.
     pub(crate) body: &'a [u8],
 }
@@ -129,6 +122,7 @@ impl<'a> Iterator for Messages<'a> {
             kind: u16_at(whole, 4)?,
             flags: u16_at(whole, 6)?,
             seq: u32_at(whole, 8)?,
+            port: u32_at(whole, 12)?,
             body: &whole[HEADER..],
         })
     }
@@ -153,8 +147,7 @@ impl<'a> Iterator for Attributes<'a> {
 impl<'a> Attributes<'a> {
     /// The value of the first attribute of a type.
     pub(crate) fn get(mut self, wanted: u16) -> Option<&'a [u8]> {
-        self.find(|(kind, _)| *kind == wanted)
-            .map(|(_, value)| value)
+        self.find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
     }
 
     pub(crate) fn text(self, wanted: u16) -> Option<&'a str> {
@@ -176,10 +169,7 @@ impl<'a> Attributes<'a> {
 
 /// A NUL-terminated string.
 pub(crate) fn text(value: &[u8]) -> Option<&str> {
-    let end = value
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(value.len());
+    let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     std::str::from_utf8(&value[..end]).ok()
 }
 
@@ -203,10 +193,7 @@ mod tests {
         out.nest(2, |out| out.be32(3, 9));
         out.end(start);
         let message = Messages(&out.buf).next().unwrap();
-        assert_eq!(
-            (message.kind, message.flags, message.seq, message.family()),
-            (0xa06, 5, 7, 2)
-        );
+        assert_eq!((message.kind, message.flags, message.seq, message.family()), (0xa06, 5, 7, 2));
         assert_eq!(message.attributes().text(1), Some("abc"));
         assert_eq!(message.attributes().nested(2).be32(3), Some(9));
         assert_eq!(Messages(&out.buf).count(), 1);

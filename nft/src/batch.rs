@@ -32,18 +32,8 @@ impl Default for Batch {
 impl Batch {
     /// Nothing to do yet.
     pub fn new() -> Self {
-        let mut batch = Self {
-            out: Encoder::default(),
-            seq: 1,
-            last: 0,
-        };
-        let start = batch.out.message(
-            sys::NFNL_MSG_BATCH_BEGIN,
-            sys::NLM_F_REQUEST,
-            0,
-            0,
-            sys::NFNL_SUBSYS_NFTABLES,
-        );
+        let mut batch = Self { out: Encoder::default(), seq: 1, last: 0 };
+        let start = batch.out.message(sys::NFNL_MSG_BATCH_BEGIN, sys::NLM_F_REQUEST, 0, 0, sys::NFNL_SUBSYS_NFTABLES);
         batch.out.end(start);
         batch
     }
@@ -52,13 +42,7 @@ impl Batch {
     pub fn at_generation(&mut self, generation: u32) {
         debug_assert!(self.is_empty(), "the generation goes before the operations");
         self.out.buf.clear();
-        let start = self.out.message(
-            sys::NFNL_MSG_BATCH_BEGIN,
-            sys::NLM_F_REQUEST,
-            0,
-            0,
-            sys::NFNL_SUBSYS_NFTABLES,
-        );
+        let start = self.out.message(sys::NFNL_MSG_BATCH_BEGIN, sys::NLM_F_REQUEST, 0, 0, sys::NFNL_SUBSYS_NFTABLES);
         self.out.be32(1, generation);
         self.out.end(start);
     }
@@ -82,30 +66,23 @@ impl Batch {
 
     /// Deletes a table and everything in it. [`Batch::add_table`] before it makes a missing table no error.
     pub fn delete_table(&mut self, table: Table<'_>) {
-        self.operation(sys::NFT_MSG_DELTABLE, 0, table, |out| {
-            out.string(sys::NFTA_TABLE_NAME, table.name)
-        });
+        self.operation(sys::NFT_MSG_DELTABLE, 0, table, |out| out.string(sys::NFTA_TABLE_NAME, table.name));
     }
 
     /// Adds a chain unless it is there.
     pub fn add_chain(&mut self, chain: &Chain<'_>) {
-        self.operation(
-            sys::NFT_MSG_NEWCHAIN,
-            sys::NLM_F_CREATE,
-            chain.table,
-            |out| {
-                out.string(sys::NFTA_CHAIN_TABLE, chain.table.name);
-                out.string(sys::NFTA_CHAIN_NAME, chain.name);
-                if let Some(base) = &chain.base {
-                    out.nest(sys::NFTA_CHAIN_HOOK, |out| {
-                        out.be32(sys::NFTA_HOOK_HOOKNUM, hook_number(base.hook));
-                        out.be32(sys::NFTA_HOOK_PRIORITY, base.priority.cast_unsigned());
-                    });
-                    out.be32(sys::NFTA_CHAIN_POLICY, u32::from(!base.drop));
-                    out.string(sys::NFTA_CHAIN_TYPE, base.kind);
-                }
-            },
-        );
+        self.operation(sys::NFT_MSG_NEWCHAIN, sys::NLM_F_CREATE, chain.table, |out| {
+            out.string(sys::NFTA_CHAIN_TABLE, chain.table.name);
+            out.string(sys::NFTA_CHAIN_NAME, chain.name);
+            if let Some(base) = &chain.base {
+                out.nest(sys::NFTA_CHAIN_HOOK, |out| {
+                    out.be32(sys::NFTA_HOOK_HOOKNUM, hook_number(base.hook));
+                    out.be32(sys::NFTA_HOOK_PRIORITY, base.priority.cast_unsigned());
+                });
+                out.be32(sys::NFTA_CHAIN_POLICY, u32::from(!base.drop));
+                out.string(sys::NFTA_CHAIN_TYPE, base.kind);
+            }
+        });
     }
 
     /// Deletes a chain with its rules. Nothing may refer to it.
@@ -139,13 +116,10 @@ impl Batch {
             out.string(sys::NFTA_RULE_TABLE, rule.table.name);
             out.string(sys::NFTA_RULE_CHAIN, rule.chain);
             out.nest(sys::NFTA_RULE_EXPRESSIONS, |out| {
-                rule.expressions.iter().for_each(|expr| expr.encode(out))
+                rule.expressions.iter().for_each(|expr| expr.encode(out, rule.table.family))
             });
             if let Some(comment) = &rule.comment {
-                out.bytes(
-                    sys::NFTA_RULE_USERDATA,
-                    &text_data(sys::UDATA_RULE_COMMENT, comment),
-                );
+                out.bytes(sys::NFTA_RULE_USERDATA, &text_data(sys::UDATA_RULE_COMMENT, comment));
             }
         });
     }
@@ -162,9 +136,7 @@ impl Batch {
     /// Adds a set or map unless it is there.
     pub fn add_set(&mut self, set: &Set<'_>) {
         let id = self.seq;
-        self.operation(sys::NFT_MSG_NEWSET, sys::NLM_F_CREATE, set.table, |out| {
-            encode_set(out, set, id)
-        });
+        self.operation(sys::NFT_MSG_NEWSET, sys::NLM_F_CREATE, set.table, |out| encode_set(out, set, id));
     }
 
     /// Deletes a set or map with its elements. No rule may refer to it.
@@ -184,34 +156,17 @@ impl Batch {
     }
 
     /// Adds elements. One that is there with other data refuses the batch: delete it first.
-    pub fn add_elements<'a>(
-        &mut self,
-        set: SetRef<'_>,
-        elements: impl IntoIterator<Item = Element<'a>>,
-    ) {
+    pub fn add_elements<'a>(&mut self, set: SetRef<'_>, elements: impl IntoIterator<Item = Element<'a>>) {
         self.elements(sys::NFT_MSG_NEWSETELEM, sys::NLM_F_CREATE, set, elements);
     }
 
     /// Adds elements, refusing the batch when one is there already.
-    pub fn create_elements<'a>(
-        &mut self,
-        set: SetRef<'_>,
-        elements: impl IntoIterator<Item = Element<'a>>,
-    ) {
-        self.elements(
-            sys::NFT_MSG_NEWSETELEM,
-            sys::NLM_F_CREATE | sys::NLM_F_EXCL,
-            set,
-            elements,
-        );
+    pub fn create_elements<'a>(&mut self, set: SetRef<'_>, elements: impl IntoIterator<Item = Element<'a>>) {
+        self.elements(sys::NFT_MSG_NEWSETELEM, sys::NLM_F_CREATE | sys::NLM_F_EXCL, set, elements);
     }
 
     /// Deletes elements.
-    pub fn delete_elements<'a>(
-        &mut self,
-        set: SetRef<'_>,
-        elements: impl IntoIterator<Item = Element<'a>>,
-    ) {
+    pub fn delete_elements<'a>(&mut self, set: SetRef<'_>, elements: impl IntoIterator<Item = Element<'a>>) {
         self.elements(sys::NFT_MSG_DELSETELEM, 0, set, elements);
     }
 
@@ -239,21 +194,9 @@ impl Batch {
         }
     }
 
-    fn operation(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        table: Table<'_>,
-        fill: impl FnOnce(&mut Encoder),
-    ) {
+    fn operation(&mut self, kind: u16, flags: u16, table: Table<'_>, fill: impl FnOnce(&mut Encoder)) {
         let kind = sys::NFNL_SUBSYS_NFTABLES << 8 | kind;
-        self.last = self.out.message(
-            kind,
-            sys::NLM_F_REQUEST | flags,
-            self.seq,
-            table.family.number(),
-            0,
-        );
+        self.last = self.out.message(kind, sys::NLM_F_REQUEST | flags, self.seq, table.family.number(), 0);
         self.seq += 1;
         fill(&mut self.out);
         self.out.end(self.last);
@@ -262,16 +205,9 @@ impl Batch {
     /// Closes the batch: its bytes, and the sequence number whose acknowledgement means success.
     pub(crate) fn finish(mut self) -> (Vec<u8>, u32) {
         let flags: Range<usize> = self.last + 6..self.last + 8;
-        let current =
-            u16::from_ne_bytes([self.out.buf[flags.start], self.out.buf[flags.start + 1]]);
+        let current = u16::from_ne_bytes([self.out.buf[flags.start], self.out.buf[flags.start + 1]]);
         self.out.buf[flags].copy_from_slice(&(current | sys::NLM_F_ACK).to_ne_bytes());
-        let end = self.out.message(
-            sys::NFNL_MSG_BATCH_END,
-            sys::NLM_F_REQUEST,
-            self.seq,
-            0,
-            sys::NFNL_SUBSYS_NFTABLES,
-        );
+        let end = self.out.message(sys::NFNL_MSG_BATCH_END, sys::NLM_F_REQUEST, self.seq, 0, sys::NFNL_SUBSYS_NFTABLES);
         self.out.end(end);
         (self.out.buf, self.seq - 1)
     }
@@ -310,9 +246,7 @@ fn encode_set(out: &mut Encoder, set: &Set<'_>, id: u32) {
             if concatenated_ranges {
                 out.nest(sys::NFTA_SET_DESC_CONCAT, |out| {
                     for field in set.key {
-                        out.nest(sys::NFTA_LIST_ELEM, |out| {
-                            out.be32(sys::NFTA_SET_FIELD_LEN, field.len() as u32)
-                        });
+                        out.nest(sys::NFTA_LIST_ELEM, |out| out.be32(sys::NFTA_SET_FIELD_LEN, field.len() as u32));
                     }
                 });
             }
@@ -341,18 +275,13 @@ fn set_flags(set: &Set<'_>) -> u32 {
 
 /// The number of a concatenated type, as `nft` packs it: six bits a field.
 fn type_number(fields: &[crate::object::Type]) -> u32 {
-    fields
-        .iter()
-        .fold(0, |number, field| number << 6 | field.number())
+    fields.iter().fold(0, |number, field| number << 6 | field.number())
 }
 
 fn type_len(fields: &[crate::object::Type]) -> u32 {
     match fields {
         [field] => field.len() as u32,
-        fields => fields
-            .iter()
-            .map(|field| field.len().next_multiple_of(4) as u32)
-            .sum(),
+        fields => fields.iter().map(|field| field.len().next_multiple_of(4) as u32).sum(),
     }
 }
 
@@ -391,33 +320,22 @@ fn encode_element(out: &mut Encoder, element: &Element<'_>) {
     if element.interval_end {
         out.be32(sys::NFTA_SET_ELEM_FLAGS, sys::NFT_SET_ELEM_INTERVAL_END);
     }
-    out.nest(sys::NFTA_SET_ELEM_KEY, |out| {
-        out.bytes(sys::NFTA_DATA_VALUE, element.key.as_slice())
-    });
+    out.nest(sys::NFTA_SET_ELEM_KEY, |out| out.bytes(sys::NFTA_DATA_VALUE, element.key.as_slice()));
     if let Some(end) = &element.key_end {
-        out.nest(sys::NFTA_SET_ELEM_KEY_END, |out| {
-            out.bytes(sys::NFTA_DATA_VALUE, end.as_slice())
-        });
+        out.nest(sys::NFTA_SET_ELEM_KEY_END, |out| out.bytes(sys::NFTA_DATA_VALUE, end.as_slice()));
     }
     match &element.data {
         ElementData::None => {}
         ElementData::Value(value) => {
-            out.nest(sys::NFTA_SET_ELEM_DATA, |out| {
-                out.bytes(sys::NFTA_DATA_VALUE, value.as_slice())
-            });
+            out.nest(sys::NFTA_SET_ELEM_DATA, |out| out.bytes(sys::NFTA_DATA_VALUE, value.as_slice()));
         }
-        ElementData::Verdict(verdict) => {
-            out.nest(sys::NFTA_SET_ELEM_DATA, |out| verdict.encode(out))
-        }
+        ElementData::Verdict(verdict) => out.nest(sys::NFTA_SET_ELEM_DATA, |out| verdict.encode(out)),
     }
     if let Some(timeout) = element.timeout {
         out.be64(sys::NFTA_SET_ELEM_TIMEOUT, timeout);
     }
     if let Some(comment) = element.comment {
-        out.bytes(
-            sys::NFTA_SET_ELEM_USERDATA,
-            &text_data(sys::UDATA_ELEM_COMMENT, comment),
-        );
+        out.bytes(sys::NFTA_SET_ELEM_USERDATA, &text_data(sys::UDATA_ELEM_COMMENT, comment));
     }
     out.end_nest(start);
 }
@@ -425,10 +343,7 @@ fn encode_element(out: &mut Encoder, element: &Element<'_>) {
 /// What the message of a sequence number asked for, in words.
 pub(crate) fn describe(batch: &[u8], seq: u32) -> String {
     let message = Messages(batch).find(|message| message.seq == seq);
-    message.map_or_else(
-        || "nf_tables transaction".into(),
-        |message| describe_message(&message),
-    )
+    message.map_or_else(|| "nf_tables transaction".into(), |message| describe_message(&message))
 }
 
 fn describe_message(message: &Message<'_>) -> String {
@@ -448,16 +363,9 @@ fn describe_message(message: &Message<'_>) -> String {
     };
     let family = crate::Family::from_number(message.family()).map_or("", crate::Family::name);
     let attributes = message.attributes();
-    let name_at = if what.ends_with("chain") {
-        sys::NFTA_CHAIN_NAME
-    } else {
-        sys::NFTA_SET_NAME
-    };
+    let name_at = if what.ends_with("chain") { sys::NFTA_CHAIN_NAME } else { sys::NFTA_SET_NAME };
     let table = attributes.text(sys::NFTA_TABLE_NAME).unwrap_or_default();
-    match attributes
-        .text(name_at)
-        .filter(|_| !what.ends_with("table"))
-    {
+    match attributes.text(name_at).filter(|_| !what.ends_with("table")) {
         Some(name) => format!("{what} {family} {table} {name}"),
         None => format!("{what} {family} {table}"),
     }
@@ -473,26 +381,14 @@ mod tests {
     #[test]
     fn elements_are_split_into_messages() {
         let mut batch = Batch::new();
-        let set = SetRef {
-            table: TABLE,
-            name: "s",
-        };
-        batch.add_elements(
-            set,
-            (0..10_000u32).map(|n| Element::new(Key::new().mark(n))),
-        );
+        let set = SetRef { table: TABLE, name: "s" };
+        batch.add_elements(set, (0..10_000u32).map(|n| Element::new(Key::new().mark(n))));
         let (bytes, _) = batch.finish();
         let messages: Vec<_> = Messages(&bytes).collect();
         assert!(messages.len() > 4, "{}", messages.len());
         assert!(messages.iter().all(|message| message.body.len() < 65_535));
-        let count: usize = messages
-            .iter()
-            .map(|m| {
-                m.attributes()
-                    .nested(sys::NFTA_SET_ELEM_LIST_ELEMENTS)
-                    .count()
-            })
-            .sum();
+        let count: usize =
+            messages.iter().map(|m| m.attributes().nested(sys::NFTA_SET_ELEM_LIST_ELEMENTS).count()).sum();
         assert_eq!(count, 10_000);
     }
 
@@ -503,10 +399,7 @@ mod tests {
         batch.add_table(TABLE);
         batch.add_chain(&Chain::regular(TABLE, "c"));
         let (bytes, ack) = batch.finish();
-        let asked: Vec<_> = Messages(&bytes)
-            .filter(|m| m.flags & sys::NLM_F_ACK != 0)
-            .map(|m| m.seq)
-            .collect();
+        let asked: Vec<_> = Messages(&bytes).filter(|m| m.flags & sys::NLM_F_ACK != 0).map(|m| m.seq).collect();
         assert_eq!(asked, [ack]);
         assert_eq!(describe(&bytes, ack), "add chain ip t c");
         assert_eq!(describe(&bytes, 1), "add table ip t");

@@ -23,6 +23,7 @@ pub struct Connection {
     buf: Vec<u8>,
     send_buffer: usize,
     seq: u32,
+    port: u32,
 }
 
 impl Connection {
@@ -30,21 +31,21 @@ impl Connection {
     pub fn open() -> Result<Self> {
         let open = || {
             let mut socket = Socket::new(sys::NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
+            let bound = socket.bind_auto()?;
             socket.connect(&SocketAddr::new(0, 0))?;
             socket.set_ext_ack(true)?;
             socket.set_cap_ack(true)?;
-            Ok(socket)
+            Ok((socket, bound.port_number()))
         };
-        let socket = open().map_err(Error::Open)?;
+        let (socket, port) = open().map_err(Error::Open)?;
         // Without the privilege the default buffer stays, and an answer too big for it is an error when it comes.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
-        Ok(Self {
-            socket,
-            buf: Vec::with_capacity(RECEIVE),
-            send_buffer: 0,
-            seq: 0,
-        })
+        Ok(Self { socket, buf: Vec::with_capacity(RECEIVE), send_buffer: 0, seq: 0, port })
+    }
+
+    /// The socket's netlink port, by which a [`crate::Monitor`] knows the changes made through it.
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Applies a batch: all of it, or on an error nothing.
@@ -63,11 +64,7 @@ impl Connection {
                 match refused(&message) {
                     None => acknowledged |= message.seq == ack,
                     Some((errno, explanation)) if refusal.is_none() => {
-                        refusal = Some(Refusal {
-                            errno,
-                            operation: describe(&bytes, message.seq),
-                            explanation,
-                        });
+                        refusal = Some(Refusal { errno, operation: describe(&bytes, message.seq), explanation });
                     }
                     Some(_) => {}
                 }
@@ -83,21 +80,13 @@ impl Connection {
     /// Makes the send buffer big enough for a batch, which must go in one piece.
     fn reserve(&mut self, len: usize) {
         let wanted = len + SEND_SLACK;
-        if wanted > self.send_buffer
-            && setsockopt(&self.socket, sockopt::SndBufForce, &wanted).is_ok()
-        {
+        if wanted > self.send_buffer && setsockopt(&self.socket, sockopt::SndBufForce, &wanted).is_ok() {
             self.send_buffer = wanted;
         }
     }
 
     /// Sends one request that is not part of a batch, and waits for its acknowledgement.
-    pub(crate) fn request(
-        &mut self,
-        what: &str,
-        kind: u16,
-        family: u8,
-        fill: impl FnOnce(&mut Encoder),
-    ) -> Result<()> {
+    pub(crate) fn request(&mut self, what: &str, kind: u16, family: u8, fill: impl FnOnce(&mut Encoder)) -> Result<()> {
         let seq = self.ask(kind, sys::NLM_F_ACK, family, fill)?;
         while self.receive(0)? {
             for message in Messages(&self.buf).filter(|message| message.seq == seq) {
@@ -134,13 +123,7 @@ impl Connection {
         Err(Error::Protocol("a listing did not end"))
     }
 
-    fn ask(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        family: u8,
-        fill: impl FnOnce(&mut Encoder),
-    ) -> Result<u32> {
+    fn ask(&mut self, kind: u16, flags: u16, family: u8, fill: impl FnOnce(&mut Encoder)) -> Result<u32> {
         self.seq += 1;
         let mut out = Encoder::default();
         let start = out.message(kind, sys::NLM_F_REQUEST | flags, self.seq, family, 0);
@@ -177,10 +160,7 @@ impl Connection {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {
-                    return Err(Error::Io {
-                        action: "send to",
-                        source,
-                    });
+                    return Err(Error::Io { action: "send to", source });
                 }
             }
         }
@@ -197,10 +177,7 @@ impl Connection {
                 // Some answers of a batch did not fit; the others are still to be read.
                 Err(error) if flags != 0 && error.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(source) => {
-                    return Err(Error::Io {
-                        action: "receive from",
-                        source,
-                    });
+                    return Err(Error::Io { action: "receive from", source });
                 }
             }
         }
@@ -216,21 +193,13 @@ fn refused(message: &Message<'_>) -> Option<(i32, Option<String>)> {
     // After the code comes the header of the refused message, then attributes; the payload is left out (CAP_ACK).
     let attributes = Attributes(message.body.get(20..).unwrap_or_default());
     let told = message.flags & sys::NLM_F_ACK_TLVS != 0;
-    let explanation = attributes
-        .get(sys::NLMSGERR_ATTR_MSG)
-        .filter(|_| told)
-        .and_then(text)
-        .map(str::to_owned);
+    let explanation = attributes.get(sys::NLMSGERR_ATTR_MSG).filter(|_| told).and_then(text).map(str::to_owned);
     Some((-code, explanation))
 }
 
 fn answer(what: &str, message: &Message<'_>) -> Result<()> {
     match refused(message) {
         None => Ok(()),
-        Some((errno, explanation)) => Err(Error::Refused(Refusal {
-            errno,
-            operation: what.to_owned(),
-            explanation,
-        })),
+        Some((errno, explanation)) => Err(Error::Refused(Refusal { errno, operation: what.to_owned(), explanation })),
     }
 }

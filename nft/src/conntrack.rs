@@ -90,33 +90,16 @@ pub fn delete(connection: &mut Connection, mut stale: impl FnMut(&Flow) -> bool)
 }
 
 /// The original tuple and the identifier of a connection that `stale` picks.
-fn pick<'a>(
-    message: &Message<'a>,
-    stale: &mut impl FnMut(&Flow) -> bool,
-) -> Option<(&'a [u8], &'a [u8])> {
+fn pick<'a>(message: &Message<'a>, stale: &mut impl FnMut(&Flow) -> bool) -> Option<(&'a [u8], &'a [u8])> {
     let attributes = message.attributes();
     let original = attributes.get(CTA_TUPLE_ORIG)?;
-    let flow = Flow {
-        original: tuple(Attributes(original))?,
-        reply: tuple(attributes.nested(CTA_TUPLE_REPLY))?,
-    };
-    if stale(&flow) {
-        Some((original, attributes.get(CTA_ID)?))
-    } else {
-        None
-    }
+    let flow = Flow { original: tuple(Attributes(original))?, reply: tuple(attributes.nested(CTA_TUPLE_REPLY))? };
+    if stale(&flow) { Some((original, attributes.get(CTA_ID)?)) } else { None }
 }
 
 fn tuple(attributes: Attributes<'_>) -> Option<Tuple> {
-    let (ip, proto) = (
-        attributes.nested(CTA_TUPLE_IP),
-        attributes.nested(CTA_TUPLE_PROTO),
-    );
-    let port = |kind| {
-        proto
-            .get(kind)
-            .and_then(|bytes| Some(u16::from_be_bytes(bytes.try_into().ok()?)))
-    };
+    let (ip, proto) = (attributes.nested(CTA_TUPLE_IP), attributes.nested(CTA_TUPLE_PROTO));
+    let port = |kind| proto.get(kind).and_then(|bytes| Some(u16::from_be_bytes(bytes.try_into().ok()?)));
     Some(Tuple {
         protocol: *proto.get(CTA_PROTO_NUM)?.first()?,
         source: address(ip, CTA_IP_V4_SRC, CTA_IP_V6_SRC)?,

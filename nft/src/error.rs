@@ -59,10 +59,7 @@ impl Error {
 
     /// Whether the kernel has no nf_tables, or no netfilter at all.
     pub fn is_unsupported(&self) -> bool {
-        matches!(
-            self.errno(),
-            Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT)
-        )
+        matches!(self.errno(), Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT))
     }
 }
 
@@ -85,7 +82,8 @@ fn hint(errno: i32) -> String {
     match errno {
         libc::EPERM | libc::EACCES => "not permitted: CAP_NET_ADMIN in this network namespace is needed".into(),
         libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT => {
-            "not supported: kernel without nf_tables, or without this part of it (CONFIG_NF_TABLES, CONFIG_NFT_*)".into()
+            "not supported: kernel without nf_tables, or without this part of it (CONFIG_NF_TABLES, CONFIG_NFT_*)"
+                .into()
         }
         libc::ENOENT => "no such object, or an expression that this kernel does not have".into(),
         libc::EEXIST => "exists already, with other contents".into(),

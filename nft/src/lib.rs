@@ -39,6 +39,4 @@ pub use error::{Error, Refusal, Result};
 pub use expr::{Expr, Reg, Verdict};
 pub use list::{ChainInfo, ElementInfo, RuleInfo, SetInfo};
 pub use monitor::{Event, Monitor};
-pub use object::{
-    Chain, Element, ElementData, Family, Hook, Key, Rule, Set, SetData, SetRef, Table, Type,
-};
+pub use object::{Chain, Element, ElementData, Family, Hook, Key, Rule, Set, SetData, SetRef, Table, Type};

@@ -85,9 +85,7 @@ impl Connection {
     /// The generation of the rule set: it changes with each transaction of anyone.
     pub fn generation(&mut self) -> Result<u32> {
         let kind = SUBSYSTEM | sys::NFT_MSG_GETGEN;
-        self.get("read the generation of the rule set", kind, 0, |m| {
-            m.attributes().be32(sys::NFTA_GEN_ID)
-        })
+        self.get("read the generation of the rule set", kind, 0, |m| m.attributes().be32(sys::NFTA_GEN_ID))
     }
 
     /// The names of the tables of a family.
@@ -100,12 +98,7 @@ impl Connection {
             family.number(),
             |_| {},
             |message| {
-                names.extend(
-                    message
-                        .attributes()
-                        .text(sys::NFTA_TABLE_NAME)
-                        .map(str::to_owned),
-                );
+                names.extend(message.attributes().text(sys::NFTA_TABLE_NAME).map(str::to_owned));
             },
         )?;
         Ok(names)
@@ -167,27 +160,15 @@ impl Connection {
     }
 
     /// Hands each element of a set or map to `take`. On [`crate::Error::Interrupted`] forget them and ask again.
-    pub fn elements(
-        &mut self,
-        set: SetRef<'_>,
-        mut take: impl FnMut(ElementInfo<'_>),
-    ) -> Result<()> {
-        let what = format!(
-            "list elements of {} {} {}",
-            set.table.family.name(),
-            set.table.name,
-            set.name
-        );
+    pub fn elements(&mut self, set: SetRef<'_>, mut take: impl FnMut(ElementInfo<'_>)) -> Result<()> {
+        let what = format!("list elements of {} {} {}", set.table.family.name(), set.table.name, set.name);
         let ask = |out: &mut crate::attr::Encoder| {
             out.string(sys::NFTA_SET_ELEM_LIST_TABLE, set.table.name);
             out.string(sys::NFTA_SET_ELEM_LIST_SET, set.name);
         };
         let kind = SUBSYSTEM | sys::NFT_MSG_GETSETELEM;
         self.dump(&what, kind, set.table.family.number(), ask, |message| {
-            for (_, element) in message
-                .attributes()
-                .nested(sys::NFTA_SET_ELEM_LIST_ELEMENTS)
-            {
+            for (_, element) in message.attributes().nested(sys::NFTA_SET_ELEM_LIST_ELEMENTS) {
                 if let Some(element) = element_info(Attributes(element)) {
                     take(element);
                 }
@@ -200,25 +181,15 @@ fn chain_info(attributes: Attributes<'_>) -> Option<ChainInfo> {
     let hook = attributes.nested(sys::NFTA_CHAIN_HOOK);
     let number = hook.be32(sys::NFTA_HOOK_HOOKNUM);
     let priority = hook.be32(sys::NFTA_HOOK_PRIORITY).map(u32::cast_signed);
-    Some(ChainInfo {
-        name: attributes.text(sys::NFTA_CHAIN_NAME)?.to_owned(),
-        hook: number.zip(priority),
-    })
+    Some(ChainInfo { name: attributes.text(sys::NFTA_CHAIN_NAME)?.to_owned(), hook: number.zip(priority) })
 }
 
 fn rule_info(attributes: Attributes<'_>) -> Option<RuleInfo> {
     Some(RuleInfo {
         chain: attributes.text(sys::NFTA_RULE_CHAIN)?.to_owned(),
         handle: attributes.be64(sys::NFTA_RULE_HANDLE)?,
-        comment: comment(
-            attributes.get(sys::NFTA_RULE_USERDATA),
-            sys::UDATA_RULE_COMMENT,
-        )
-        .map(str::to_owned),
-        expressions: attributes
-            .get(sys::NFTA_RULE_EXPRESSIONS)
-            .unwrap_or_default()
-            .to_vec(),
+        comment: comment(attributes.get(sys::NFTA_RULE_USERDATA), sys::UDATA_RULE_COMMENT).map(str::to_owned),
+        expressions: attributes.get(sys::NFTA_RULE_EXPRESSIONS).unwrap_or_default().to_vec(),
     })
 }
 
@@ -234,33 +205,18 @@ fn set_info(attributes: Attributes<'_>) -> Option<SetInfo> {
 
 fn element_info(attributes: Attributes<'_>) -> Option<ElementInfo<'_>> {
     let data = attributes.nested(sys::NFTA_SET_ELEM_DATA);
-    let verdict = data
-        .get(sys::NFTA_DATA_VERDICT)
-        .map(Attributes)
-        .and_then(|verdict| {
-            Some((
-                verdict.be32(sys::NFTA_VERDICT_CODE)?.cast_signed(),
-                verdict.text(sys::NFTA_VERDICT_CHAIN),
-            ))
-        });
-    let flags = attributes
-        .be32(sys::NFTA_SET_ELEM_FLAGS)
-        .unwrap_or_default();
+    let verdict = data.get(sys::NFTA_DATA_VERDICT).map(Attributes).and_then(|verdict| {
+        Some((verdict.be32(sys::NFTA_VERDICT_CODE)?.cast_signed(), verdict.text(sys::NFTA_VERDICT_CHAIN)))
+    });
+    let flags = attributes.be32(sys::NFTA_SET_ELEM_FLAGS).unwrap_or_default();
     Some(ElementInfo {
-        key: attributes
-            .nested(sys::NFTA_SET_ELEM_KEY)
-            .get(sys::NFTA_DATA_VALUE)?,
-        key_end: attributes
-            .nested(sys::NFTA_SET_ELEM_KEY_END)
-            .get(sys::NFTA_DATA_VALUE),
+        key: attributes.nested(sys::NFTA_SET_ELEM_KEY).get(sys::NFTA_DATA_VALUE)?,
+        key_end: attributes.nested(sys::NFTA_SET_ELEM_KEY_END).get(sys::NFTA_DATA_VALUE),
         interval_end: flags & sys::NFT_SET_ELEM_INTERVAL_END != 0,
         value: data.get(sys::NFTA_DATA_VALUE),
         verdict,
         expires: attributes.be64(sys::NFTA_SET_ELEM_EXPIRATION),
-        comment: comment(
-            attributes.get(sys::NFTA_SET_ELEM_USERDATA),
-            sys::UDATA_ELEM_COMMENT,
-        ),
+        comment: comment(attributes.get(sys::NFTA_SET_ELEM_USERDATA), sys::UDATA_ELEM_COMMENT),
     })
 }
 

@@ -22,6 +22,8 @@ pub enum Event {
         family: Option<Family>,
         /// The table's name.
         table: String,
+        /// The netlink port of who did it, see [`crate::Connection::port`].
+        port: u32,
     },
     /// Something in a table, or the table itself, was deleted.
     Deleted {
@@ -29,6 +31,8 @@ pub enum Event {
         family: Option<Family>,
         /// The table's name.
         table: String,
+        /// The netlink port of who did it, see [`crate::Connection::port`].
+        port: u32,
     },
     /// A transaction ended; its changes came before this.
     Committed {
@@ -50,16 +54,12 @@ impl Event {
             return None;
         }
         if kind == sys::NFT_MSG_NEWGEN {
-            return Some(Self::Committed {
-                generation: attributes.be32(sys::NFTA_GEN_ID)?,
-                pid: attributes.be32(2)?,
-            });
+            return Some(Self::Committed { generation: attributes.be32(sys::NFTA_GEN_ID)?, pid: attributes.be32(2)? });
         }
+        let port = message.port;
         // Every object names its table in the first attribute.
-        let (family, table) = (
-            Family::from_number(message.family()),
-            attributes.text(sys::NFTA_TABLE_NAME)?.to_owned(),
-        );
+        let (family, table) =
+            (Family::from_number(message.family()), attributes.text(sys::NFTA_TABLE_NAME)?.to_owned());
         let deleted = [
             sys::NFT_MSG_DELTABLE,
             sys::NFT_MSG_DELCHAIN,
@@ -68,9 +68,9 @@ impl Event {
             sys::NFT_MSG_DELSETELEM,
         ];
         let event = if deleted.contains(&kind) {
-            Self::Deleted { family, table }
+            Self::Deleted { family, table, port }
         } else {
-            Self::Added { family, table }
+            Self::Added { family, table, port }
         };
         Some(event)
     }
@@ -95,10 +95,7 @@ impl Monitor {
         let socket = open().map_err(Error::Open)?;
         // Without the privilege the default buffer stays; then more changes are lost, which is told.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
-        Ok(Self {
-            socket,
-            buf: Vec::with_capacity(1 << 16),
-        })
+        Ok(Self { socket, buf: Vec::with_capacity(1 << 16) })
     }
 
     /// Hands every waiting change to `take`; returns when none is left.
@@ -111,10 +108,7 @@ impl Monitor {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => take(Event::Lost),
                 Err(source) => {
-                    return Err(Error::Io {
-                        action: "receive from",
-                        source,
-                    });
+                    return Err(Error::Io { action: "receive from", source });
                 }
             }
         }

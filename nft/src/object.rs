@@ -48,16 +48,9 @@ impl Family {
 
     /// The family of a kernel's number.
     pub fn from_number(number: u8) -> Option<Self> {
-        [
-            Self::Inet,
-            Self::Ip,
-            Self::Ip6,
-            Self::Arp,
-            Self::Bridge,
-            Self::Netdev,
-        ]
-        .into_iter()
-        .find(|family| family.number() == number)
+        [Self::Inet, Self::Ip, Self::Ip6, Self::Arp, Self::Bridge, Self::Netdev]
+            .into_iter()
+            .find(|family| family.number() == number)
     }
 }
 
@@ -119,31 +112,12 @@ pub struct Base<'a> {
 impl<'a> Chain<'a> {
     /// A chain to jump to.
     pub const fn regular(table: Table<'a>, name: &'a str) -> Self {
-        Self {
-            table,
-            name,
-            base: None,
-        }
+        Self { table, name, base: None }
     }
 
     /// A chain that the kernel calls at `hook`, accepting what reaches its end.
-    pub const fn base(
-        table: Table<'a>,
-        name: &'a str,
-        hook: Hook,
-        kind: &'a str,
-        priority: i32,
-    ) -> Self {
-        Self {
-            table,
-            name,
-            base: Some(Base {
-                hook,
-                kind,
-                priority,
-                drop: false,
-            }),
-        }
+    pub const fn base(table: Table<'a>, name: &'a str, hook: Hook, kind: &'a str, priority: i32) -> Self {
+        Self { table, name, base: Some(Base { hook, kind, priority, drop: false }) }
     }
 }
 
@@ -163,12 +137,7 @@ pub struct Rule<'a> {
 impl<'a> Rule<'a> {
     /// A rule of the given expressions.
     pub fn new(table: Table<'a>, chain: &'a str, expressions: impl Into<Match>) -> Self {
-        Self {
-            table,
-            chain,
-            expressions: expressions.into().into_expressions(),
-            comment: None,
-        }
+        Self { table, chain, expressions: expressions.into().into_expressions(), comment: None }
     }
 
     /// Adds a note.
@@ -213,10 +182,7 @@ impl Type {
     }
 
     /// Length in bytes, without padding.
-    #[expect(
-        clippy::len_without_is_empty,
-        reason = "the length of a type, not of a collection"
-    )]
+    #[expect(clippy::len_without_is_empty, reason = "the length of a type, not of a collection")]
     pub const fn len(self) -> usize {
         match self {
             Self::InetProto => 1,
@@ -283,17 +249,7 @@ impl<'a> Set<'a> {
     /// A plain set of exact keys.
     pub const fn new(table: Table<'a>, name: &'a str, key: &'a [Type]) -> Self {
         let data = SetData::None;
-        Self {
-            table,
-            name,
-            key,
-            data,
-            interval: false,
-            dynamic: false,
-            timeout: None,
-            size: None,
-            comment: None,
-        }
+        Self { table, name, key, data, interval: false, dynamic: false, timeout: None, size: None, comment: None }
     }
 
     /// A map from keys to values.
@@ -312,10 +268,7 @@ impl<'a> Set<'a> {
 
     /// Its name.
     pub const fn reference(&self) -> SetRef<'a> {
-        SetRef {
-            table: self.table,
-            name: self.name,
-        }
+        SetRef { table: self.table, name: self.name }
     }
 }
 
@@ -329,11 +282,7 @@ pub struct Key {
 
 impl Default for Key {
     fn default() -> Self {
-        Self {
-            bytes: [0; 64],
-            len: 0,
-            fields: 0,
-        }
+        Self { bytes: [0; 64], len: 0, fields: 0 }
     }
 }
 
@@ -396,11 +345,7 @@ impl Key {
     /// The bytes as the kernel wants them.
     pub fn as_slice(&self) -> &[u8] {
         let len = usize::from(self.len);
-        &self.bytes[..if self.fields > 1 {
-            len.next_multiple_of(4)
-        } else {
-            len
-        }]
+        &self.bytes[..if self.fields > 1 { len.next_multiple_of(4) } else { len }]
     }
 }
 
@@ -435,39 +380,23 @@ pub struct Element<'a> {
 impl<'a> Element<'a> {
     /// An element of a plain set.
     pub fn new(key: Key) -> Self {
-        Self {
-            key,
-            key_end: None,
-            interval_end: false,
-            data: ElementData::None,
-            timeout: None,
-            comment: None,
-        }
+        Self { key, key_end: None, interval_end: false, data: ElementData::None, timeout: None, comment: None }
     }
 
     /// An element of a map.
     pub fn value(key: Key, value: Key) -> Self {
-        Self {
-            data: ElementData::Value(value),
-            ..Self::new(key)
-        }
+        Self { data: ElementData::Value(value), ..Self::new(key) }
     }
 
     /// An element of a verdict map.
     pub fn verdict(key: Key, verdict: &'a Verdict) -> Self {
-        Self {
-            data: ElementData::Verdict(verdict),
-            ..Self::new(key)
-        }
+        Self { data: ElementData::Verdict(verdict), ..Self::new(key) }
     }
 
     /// The elements that make the range `first..=last` of a set of single ranges: the start, and the end where the
     /// range does not run to the last key there is.
     pub fn range(first: Key, last: Key) -> impl Iterator<Item = Element<'static>> {
-        let end = successor(last).map(|key| Element {
-            interval_end: true,
-            ..Element::new(key)
-        });
+        let end = successor(last).map(|key| Element { interval_end: true, ..Element::new(key) });
         std::iter::once(Element::new(first)).chain(end)
     }
 }
@@ -491,10 +420,7 @@ mod tests {
     #[test]
     fn fields_are_padded_only_when_there_are_several() {
         assert_eq!(Key::new().port(80).as_slice(), [0, 80]);
-        let key = Key::new()
-            .ipv4(Ipv4Addr::new(10, 0, 0, 1))
-            .proto(6)
-            .port(80);
+        let key = Key::new().ipv4(Ipv4Addr::new(10, 0, 0, 1)).proto(6).port(80);
         assert_eq!(key.as_slice(), [10, 0, 0, 1, 6, 0, 0, 0, 0, 80, 0, 0]);
     }
 
@@ -506,13 +432,7 @@ mod tests {
                 .collect()
         };
         let first = range(Ipv4Addr::new(10, 0, 0, 0), Ipv4Addr::new(10, 0, 0, 255));
-        assert_eq!(
-            first,
-            [(vec![10, 0, 0, 0], false), (vec![10, 0, 1, 0], true)]
-        );
-        assert_eq!(
-            range(Ipv4Addr::new(240, 0, 0, 0), Ipv4Addr::BROADCAST).len(),
-            1
-        );
+        assert_eq!(first, [(vec![10, 0, 0, 0], false), (vec![10, 0, 1, 0], true)]);
+        assert_eq!(range(Ipv4Addr::new(240, 0, 0, 0), Ipv4Addr::BROADCAST).len(), 1);
     }
 }

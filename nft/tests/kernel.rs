@@ -7,8 +7,8 @@ use std::process::Command;
 
 use bosun_nft::expr::{Expr, Match, NatKind, Reg};
 use bosun_nft::{
-    Batch, Chain, Connection, Element, Error, Event, Family, Hook, Key, Monitor, Rule, Set,
-    SetData, Table, Type, Verdict,
+    Batch, Chain, Connection, Element, Error, Event, Family, Hook, Key, Monitor, Rule, Set, SetData, Table, Type,
+    Verdict,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -27,11 +27,7 @@ fn in_netns(test: impl FnOnce() + Send + 'static) {
 
 fn nft(args: &[&str]) -> String {
     let output = Command::new("nft").args(args).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -59,43 +55,11 @@ fn rules_print_as_written() {
             batch.add_chain(&Chain::base(TABLE, "fwd", Hook::Forward, "filter", 0));
             batch.add_chain(&Chain::regular(TABLE, "sub"));
             let rules = [
-                (
-                    "post",
-                    Match::new()
-                        .saddr_in(v4("10.1.0.0"), 16)
-                        .oifname_not("cni0")
-                        .masquerade(),
-                ),
-                (
-                    "post",
-                    Match::new()
-                        .mark_any(0x4000)
-                        .clear_mark_bits(0x4000)
-                        .masquerade_random(),
-                ),
-                (
-                    "pre",
-                    Match::new()
-                        .l4proto(6)
-                        .dport(8080)
-                        .daddr_local(true)
-                        .dnat(v4("10.1.0.5"), Some(80)),
-                ),
-                (
-                    "fwd",
-                    Match::new()
-                        .iifname("eth0")
-                        .saddr_not_in(v4("10.1.3.0"), 20)
-                        .counter()
-                        .jump("sub"),
-                ),
-                (
-                    "sub",
-                    Match::new()
-                        .ct_state(bosun_nft::expr::ct_state::NEW)
-                        .set_mark_bits(0x4000)
-                        .reject(),
-                ),
+                ("post", Match::new().saddr_in(v4("10.1.0.0"), 16).oifname_not("cni0").masquerade()),
+                ("post", Match::new().mark_any(0x4000).clear_mark_bits(0x4000).masquerade_random()),
+                ("pre", Match::new().l4proto(6).dport(8080).daddr_local(true).dnat(v4("10.1.0.5"), Some(80))),
+                ("fwd", Match::new().iifname("eth0").saddr_not_in(v4("10.1.3.0"), 20).counter().jump("sub")),
+                ("sub", Match::new().ct_state(bosun_nft::expr::ct_state::NEW).set_mark_bits(0x4000).reject()),
             ];
             for (chain, expressions) in rules {
                 batch.add_rule(&Rule::new(TABLE, chain, expressions).comment("note"));
@@ -108,7 +72,7 @@ fn rules_print_as_written() {
             "meta mark & 0x00004000 != 0x00000000 meta mark set meta mark & 0xffffbfff masquerade fully-random",
             "tcp dport 8080 fib daddr type local dnat to 10.1.0.5:80",
             "iifname \"eth0\" ip saddr != 10.1.0.0/20 counter packets 0 bytes 0 jump sub",
-            "ct state new meta mark set meta mark | 0x00004000 reject",
+            "ct state new meta mark set meta mark | 0x00004000 reject comment",
         ]);
         let mut connection = Connection::open().unwrap();
         let rules = connection.rules(TABLE, Some("post")).unwrap();
@@ -122,15 +86,32 @@ fn rules_print_as_written() {
 }
 
 #[test]
+fn refusals_take_the_form_of_their_family() {
+    in_netns(|| {
+        commit(|batch| {
+            for family in [Family::Ip, Family::Ip6, Family::Inet] {
+                let table = Table::new(family, "t");
+                batch.add_table(table);
+                batch.add_chain(&Chain::base(table, "in", Hook::Input, "filter", 0));
+                batch.add_rule(&Rule::new(table, "in", Match::new().reject()));
+                let prohibited = Expr::Reject(bosun_nft::expr::Reject::AdminProhibited);
+                batch.add_rule(&Rule::new(table, "in", Match::new().then(prohibited)));
+            }
+        })
+        .unwrap();
+        assert_listed(&[
+            "reject\n\t\treject with icmp admin-prohibited",
+            "reject\n\t\treject with icmpv6 admin-prohibited",
+            "reject\n\t\treject with icmpx admin-prohibited",
+        ]);
+    });
+}
+
+#[test]
 fn the_service_layout_prints_as_nft_writes_it() {
     in_netns(|| {
         let key = [Type::Ipv4Addr, Type::InetProto, Type::InetService];
-        let slots = [
-            Type::Ipv4Addr,
-            Type::InetProto,
-            Type::InetService,
-            Type::Mark,
-        ];
+        let slots = [Type::Ipv4Addr, Type::InetProto, Type::InetService, Type::Mark];
         let services = Set::verdict_map(TABLE, "services", &key);
         let endpoint = [Type::Ipv4Addr, Type::InetService];
         let endpoints = Set::map(TABLE, "endpoints", &slots, &endpoint);
@@ -139,32 +120,14 @@ fn the_service_layout_prints_as_nft_writes_it() {
         let r = Reg::word;
         let load_front = [
             Expr::destination_address(Family::Ip, r(0)),
-            Expr::Meta {
-                key: bosun_nft::expr::Meta::L4Proto,
-                dreg: r(1),
-            },
+            Expr::Meta { key: bosun_nft::expr::Meta::L4Proto, dreg: r(1) },
             Expr::destination_port(r(2)),
         ];
         let mut dnat = load_front.to_vec();
         dnat.extend([
-            Expr::Random {
-                dreg: r(3),
-                modulus: 2,
-                offset: 0,
-            },
-            Expr::Lookup {
-                set: "endpoints".into(),
-                sreg: r(0),
-                dreg: Some(r(0)),
-                invert: false,
-            },
-            Expr::Nat {
-                kind: NatKind::Destination,
-                family: Family::Ip,
-                addr: Some(r(0)),
-                port: Some(r(1)),
-                flags: 0,
-            },
+            Expr::Random { dreg: r(3), modulus: 2, offset: 0 },
+            Expr::Lookup { set: "endpoints".into(), sreg: r(0), dreg: Some(r(0)), invert: false },
+            Expr::Nat { kind: NatKind::Destination, family: Family::Ip, addr: Some(r(0)), port: Some(r(1)), flags: 0 },
         ]);
         commit(|batch| {
             batch.add_table(TABLE);
@@ -172,16 +135,9 @@ fn the_service_layout_prints_as_nft_writes_it() {
             batch.add_chain(&Chain::base(TABLE, "pre", Hook::Prerouting, "nat", -100));
             batch.add_set(&services);
             batch.add_set(&endpoints);
-            batch.add_rule(&Rule::new(
-                TABLE,
-                "pre",
-                Match::from(load_front.to_vec()).verdict_map("services"),
-            ));
+            batch.add_rule(&Rule::new(TABLE, "pre", Match::from(load_front.to_vec()).verdict_map("services")));
             batch.add_rule(&Rule::new(TABLE, "two", dnat));
-            batch.add_elements(
-                services.reference(),
-                [Element::verdict(front, &Verdict::Goto("two".into()))],
-            );
+            batch.add_elements(services.reference(), [Element::verdict(front, &Verdict::Goto("two".into()))]);
             let slot = |slot: u8| {
                 let backend = Key::new().ipv4(Ipv4Addr::new(10, 1, 0, slot)).port(6443);
                 Element::value(front.mark(slot.into()), backend)
@@ -199,15 +155,8 @@ fn the_service_layout_prints_as_nft_writes_it() {
         ]);
         let mut connection = Connection::open().unwrap();
         let mut found = Vec::new();
-        connection
-            .elements(services.reference(), |e| {
-                found.push((e.key.to_vec(), e.verdict()))
-            })
-            .unwrap();
-        assert_eq!(
-            found,
-            [(front.as_slice().to_vec(), Some(Verdict::Goto("two".into())))]
-        );
+        connection.elements(services.reference(), |e| found.push((e.key.to_vec(), e.verdict()))).unwrap();
+        assert_eq!(found, [(front.as_slice().to_vec(), Some(Verdict::Goto("two".into())))]);
         // A chain and its last reference go in one transaction.
         commit(|batch| {
             batch.delete_elements(services.reference(), [Element::new(front)]);
@@ -221,15 +170,8 @@ fn the_service_layout_prints_as_nft_writes_it() {
 fn ranges_timeouts_and_dynamic_sets() {
     in_netns(|| {
         let v6 = Table::new(Family::Ip6, "t");
-        let ranges = Set {
-            interval: true,
-            comment: Some("nets"),
-            ..Set::new(TABLE, "ranges", &[Type::Ipv4Addr])
-        };
-        let pairs = Set {
-            interval: true,
-            ..Set::new(TABLE, "pairs", &[Type::InetService, Type::Ipv4Addr])
-        };
+        let ranges = Set { interval: true, comment: Some("nets"), ..Set::new(TABLE, "ranges", &[Type::Ipv4Addr]) };
+        let pairs = Set { interval: true, ..Set::new(TABLE, "pairs", &[Type::InetService, Type::Ipv4Addr]) };
         let seen = Set {
             dynamic: true,
             timeout: Some(0),
@@ -244,29 +186,14 @@ fn ranges_timeouts_and_dynamic_sets() {
             batch.add_set(&ranges);
             batch.add_set(&pairs);
             batch.add_set(&seen);
-            batch.add_elements(
-                ranges.reference(),
-                Element::range(ip(0), Key::new().ipv4(Ipv4Addr::new(10, 0, 0, 255))),
-            );
+            batch
+                .add_elements(ranges.reference(), Element::range(ip(0), Key::new().ipv4(Ipv4Addr::new(10, 0, 0, 255))));
             let start = Key::new().port(80).ipv4(Ipv4Addr::new(10, 2, 0, 0));
             let end = Key::new().port(80).ipv4(Ipv4Addr::new(10, 2, 255, 255));
-            batch.add_elements(
-                pairs.reference(),
-                [Element {
-                    key_end: Some(end),
-                    ..Element::new(start)
-                }],
-            );
+            batch.add_elements(pairs.reference(), [Element { key_end: Some(end), ..Element::new(start) }]);
             let value = Key::new().ipv6(Ipv6Addr::LOCALHOST).port(80);
             let element = Element::value(Key::new().ipv6(Ipv6Addr::LOCALHOST), value);
-            batch.add_elements(
-                seen.reference(),
-                [Element {
-                    timeout: Some(60_000),
-                    comment: Some("c"),
-                    ..element
-                }],
-            );
+            batch.add_elements(seen.reference(), [Element { timeout: Some(60_000), comment: Some("c"), ..element }]);
         })
         .unwrap();
         assert_listed(&[
@@ -277,14 +204,7 @@ fn ranges_timeouts_and_dynamic_sets() {
             "comment \"c\" : ::1 . 80",
         ]);
         assert_eq!(Connection::open().unwrap().sets(TABLE).unwrap().len(), 2);
-        assert_eq!(
-            Connection::open()
-                .unwrap()
-                .sets(Table::new(Family::Ip, "other"))
-                .unwrap()
-                .len(),
-            0
-        );
+        assert_eq!(Connection::open().unwrap().sets(Table::new(Family::Ip, "other")).unwrap().len(), 0);
     });
 }
 
@@ -298,10 +218,7 @@ fn a_refused_batch_changes_nothing_and_says_what() {
         .unwrap_err();
         assert!(error.is_not_found());
         let text = error.to_string();
-        assert!(
-            text.starts_with("add rule ip t missing: no such object"),
-            "{text}"
-        );
+        assert!(text.starts_with("add rule ip t missing: no such object"), "{text}");
         assert_eq!(nft(&["list", "ruleset"]), "");
         commit(|batch| batch.delete_table(TABLE)).unwrap_err();
         commit(|batch| {
@@ -340,16 +257,10 @@ fn a_hundred_thousand_elements_go_in_one_transaction() {
         })
         .unwrap();
         let mut sum = 0u64;
-        Connection::open()
-            .unwrap()
-            .elements(set.reference(), |_| sum += 1)
-            .unwrap();
+        Connection::open().unwrap().elements(set.reference(), |_| sum += 1).unwrap();
         assert_eq!(sum, 100_000);
         commit(|batch| batch.flush_set(set.reference())).unwrap();
-        Connection::open()
-            .unwrap()
-            .elements(set.reference(), |_| panic!("flushed"))
-            .unwrap();
+        Connection::open().unwrap().elements(set.reference(), |_| panic!("flushed")).unwrap();
     });
 }
 
@@ -361,47 +272,36 @@ fn the_monitor_tells_who_changed_what() {
         nft(&["flush", "ruleset"]);
         let mut events = Vec::new();
         monitor.read(|event| events.push(event)).unwrap();
-        let table = || (Some(Family::Ip), "t".to_owned());
-        let (family, name) = table();
-        assert_eq!(
-            events[0],
-            Event::Added {
-                family,
-                table: name
-            }
-        );
-        assert!(matches!(events[1], Event::Committed { .. }));
-        let (family, name) = table();
-        assert_eq!(
-            events[2],
-            Event::Deleted {
-                family,
-                table: name
-            }
-        );
+        let is_ours = |family: Option<Family>, table: &str| family == Some(Family::Ip) && table == "t";
+        assert!(matches!(&events[0], Event::Added { family, table, .. } if is_ours(*family, table)), "{events:?}");
+        assert!(matches!(events[1], Event::Committed { .. }), "{events:?}");
+        assert!(matches!(&events[2], Event::Deleted { family, table, .. } if is_ours(*family, table)), "{events:?}");
+        let mut connection = Connection::open().unwrap();
+        let mut batch = Batch::new();
+        batch.add_table(TABLE);
+        connection.commit(batch).unwrap();
+        let mut ports = Vec::new();
+        monitor
+            .read(|event| {
+                if let Event::Added { port, .. } = event {
+                    ports.push(port)
+                }
+            })
+            .unwrap();
+        assert_eq!(ports, [connection.port()]);
     });
 }
 
 #[test]
 fn tracked_connections_are_deleted_by_choice() {
     in_netns(|| {
-        assert!(
-            Command::new("ip")
-                .args(["link", "set", "lo", "up"])
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
         // Tracking starts with the first rule that needs it.
         commit(|batch| {
             batch.add_table(TABLE);
             batch.add_chain(&Chain::base(TABLE, "out", Hook::Output, "nat", -100));
             batch.add_chain(&Chain::base(TABLE, "post", Hook::Postrouting, "nat", 100));
-            batch.add_rule(&Rule::new(
-                TABLE,
-                "post",
-                Match::new().saddr("10.0.0.1".parse().unwrap()).masquerade(),
-            ));
+            batch.add_rule(&Rule::new(TABLE, "post", Match::new().saddr("10.0.0.1".parse().unwrap()).masquerade()));
         })
         .unwrap();
         let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -410,8 +310,7 @@ fn tracked_connections_are_deleted_by_choice() {
         let port = server.local_addr().unwrap().port();
         let mut connection = Connection::open().unwrap();
         let delete = |connection: &mut Connection, port| {
-            bosun_nft::conntrack::delete(connection, |flow| flow.original.destination_port == port)
-                .unwrap()
+            bosun_nft::conntrack::delete(connection, |flow| flow.original.destination_port == port).unwrap()
         };
         assert_eq!(delete(&mut connection, 1), 0);
         assert_eq!(delete(&mut connection, port), 1);

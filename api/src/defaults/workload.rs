@@ -95,6 +95,7 @@ pub(super) fn job(object: &mut Map<String, Value>) {
         set(spec, "podReplacementPolicy", policy);
         job_template(spec);
     });
+    job_selector(object);
     let labels = object.get("spec").and_then(|spec| spec.pointer("/template/metadata/labels")).cloned();
     if let Some(labels) = labels {
         child(object, "metadata", |metadata| set(metadata, "labels", labels));
@@ -118,15 +119,15 @@ pub(super) fn cron_job(object: &mut Map<String, Value>) {
     });
 }
 
-/// Gives a new Job that does not choose its own selector the one that only its pods match.
-///
-/// The API server calls it once the Job has its name and UID.
-pub fn job_selector(job: &mut Value) {
-    let read = |path: &str| job.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let (name, uid) = (read("/metadata/name"), read("/metadata/uid"));
-    let manual = job.pointer("/spec/manualSelector").and_then(Value::as_bool).unwrap_or(false);
+/// Gives a Job that does not choose its own selector the one that only its pods match. That needs its UID, so nothing
+/// happens to a Job that has none yet.
+fn job_selector(job: &mut Map<String, Value>) {
+    let read = |field: &str| {
+        job.get("metadata").map_or("", |metadata| metadata[field].as_str().unwrap_or_default()).to_owned()
+    };
+    let (name, uid) = (read("name"), read("uid"));
     let Some(spec) = job.get_mut("spec").and_then(Value::as_object_mut) else { return };
-    if manual {
+    if uid.is_empty() || spec.get("manualSelector") == Some(&Value::Bool(true)) {
         return;
     }
     child(spec, "template", |template| {

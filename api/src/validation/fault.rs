@@ -96,7 +96,7 @@ enum Step<'p> {
 }
 
 impl<'p> Path<'p> {
-    /// A field of the object itself.
+    /// A field of the object itself; an empty name is the object as a whole, printed `[]`.
     #[must_use]
     pub fn root(name: &'p str) -> Self {
         Self { parent: None, step: Step::Field(name) }
@@ -128,6 +128,7 @@ impl fmt::Display for Path<'_> {
         }
         match self.step {
             Step::Field(name) if self.parent.is_some() => write!(f, ".{name}"),
+            Step::Field("") => f.write_str("[]"),
             Step::Field(name) => f.write_str(name),
             Step::Index(index) => write!(f, "[{index}]"),
             Step::Key(key) => write!(f, "[{key}]"),

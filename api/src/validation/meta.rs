@@ -112,14 +112,35 @@ fn finalizer_name(name: &str, path: &Path<'_>, faults: &mut Faults) {
     }
 }
 
+/// Kinds whose updates must say which version they are of. The others may leave it out and replace whatever there is.
+const CONDITIONAL: &[&str] = &[
+    "csidrivers",
+    "csinodes",
+    "ipaddresses",
+    "leases",
+    "mutatingwebhookconfigurations",
+    "poddisruptionbudgets",
+    "runtimeclasses",
+    "servicecidrs",
+    "validatingadmissionpolicies",
+    "validatingadmissionpolicybindings",
+    "validatingwebhookconfigurations",
+    "volumeattachments",
+];
+
+/// The version that an update must be of.
+pub(super) fn version(resource: &Resource, new: &Value, faults: &mut Faults) {
+    let metadata = Path::root("metadata");
+    let version = text(&new["metadata"]["resourceVersion"]);
+    if CONDITIONAL.contains(&resource.plural) && matches!(version, "" | "0") {
+        faults.invalid(&metadata.child("resourceVersion"), 0, "must be specified for an update");
+    }
+}
+
 pub(super) fn update(old: &Value, new: &Value, faults: &mut Faults) {
     let (old, new, path) = (&old["metadata"], &new["metadata"], Path::root("metadata"));
     for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp"] {
         faults.immutable(&old[field], &new[field], &path.child(field));
-    }
-    if text(&new["resourceVersion"]).is_empty() {
-        let detail = "must be specified for an update";
-        faults.invalid(&path.child("resourceVersion"), 0, detail);
     }
     let added: Vec<String> = items(&new["finalizers"])
         .iter()

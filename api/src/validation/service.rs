@@ -114,9 +114,10 @@ pub(super) fn update(old: &Value, new: &Value, faults: &mut Faults) {
     let path = Path::root("spec");
     let (old, new) = (&old["spec"], &new["spec"]);
     let has_ip = |spec: &Value| text(&spec["type"]) != "ExternalName";
-    let old_ip = text(&old["clusterIP"]);
-    if has_ip(old) && has_ip(new) && !old_ip.is_empty() && old["clusterIP"] != new["clusterIP"] {
-        let list = serde_json::json!([text(&new["clusterIP"])]);
+    // A client that leaves the address out keeps the one it has.
+    let (old_ip, new_ip) = (text(&old["clusterIP"]), text(&new["clusterIP"]));
+    if has_ip(old) && has_ip(new) && !old_ip.is_empty() && !new_ip.is_empty() && old_ip != new_ip {
+        let list = serde_json::json!([new_ip]);
         faults.invalid(&path.child("clusterIPs").index(0), list, "may not change once set");
     }
 }

@@ -182,6 +182,25 @@ fn immutability() {
     let role = |name: &str| json!({"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}});
     let bad = check("rbac.authorization.k8s.io", "rolebindings", role("a"), role("b"));
     assert!(bad[0].ends_with("cannot change roleRef"));
+    let service = |ip: &str| json!({"spec": {"type": "ClusterIP", "clusterIP": ip, "sessionAffinity": "None"}});
+    assert_eq!(
+        check("", "services", service("10.0.0.1"), service("10.0.0.2"))[0],
+        "spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: may not change once set"
+    );
+    assert!(!check("", "services", service("10.0.0.1"), service("")).iter().any(|fault| fault.contains("clusterIP")));
+}
+
+#[test]
+fn some_kinds_are_only_updated_at_a_version() {
+    let update = |group, plural| {
+        let object = json!({"metadata": {"name": "x", "namespace": "ns"}});
+        validate_update(find(group, "v1", plural).unwrap(), &object, &object)
+    };
+    assert_eq!(
+        update("coordination.k8s.io", "leases")[0].to_string(),
+        "metadata.resourceVersion: Invalid value: 0: must be specified for an update"
+    );
+    assert!(update("", "configmaps").is_empty());
 }
 
 #[test]

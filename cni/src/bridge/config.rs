@@ -118,13 +118,10 @@ impl Config {
         if self.mac_spoof_check {
             return Err(unsupported("macspoofchk", true));
         }
-        if self.ip_masq {
-            return Err(unsupported("ipMasq", true));
-        }
         match self.ip_masq_backend.as_deref() {
-            None | Some("" | "nftables") => Ok(()),
-            Some(other) if self.ip_masq => Err(unsupported("ipMasqBackend", other)),
-            Some(_) => Ok(()),
+            // There is one way to masquerade here, whichever is named.
+            None | Some("" | "nftables" | "iptables") => Ok(()),
+            Some(other) => Err(invalid(format!("unknown ipMasqBackend {other:?}"))),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::{
     Attachment, Call, Code, Error, Netlink, NetnsFd, Plugin,
     error::Failures,
     ipam,
+    nat::{Entry, Kind, Nat},
     plan::{Kernel, Place, fnv1a},
     result::CniResult,
 };
@@ -52,6 +53,9 @@ impl Plugin for Bridge {
         let config = Config::of(call)?;
         let mut failures = Failures::default();
         failures.note(detach(call));
+        if config.ip_masq {
+            failures.note(Nat::open().and_then(|mut nat| nat.remove(&call.conf.name, &call.attachment(), &MASQUERADE)));
+        }
         if config.has_ipam() {
             failures.note(ipam::del(call));
         }
@@ -64,13 +68,24 @@ impl Plugin for Bridge {
             ipam::check(call)?;
         }
         let mut kernel = Netlink::open(call.netns().map(NetnsFd::open).transpose()?)?;
-        verify::check(call, &config, &mut kernel)
+        verify::check(call, &config, &mut kernel)?;
+        let entries = masquerade_entries(&config, call.required_prev_result()?);
+        if entries.is_empty() {
+            return Ok(());
+        }
+        match Nat::open()?.missing(&entries)? {
+            Some(missing) => Err(Error::new(Code::Changed, format!("no rule to {missing}"))),
+            None => Ok(()),
+        }
     }
 
     fn gc(&self, call: &Call) -> Result<(), Error> {
         let config = Config::of(call)?;
         let mut failures = Failures::default();
         failures.note(remove_stale_links(call));
+        if config.ip_masq {
+            failures.note(remove_stale_masquerade(call));
+        }
         if config.has_ipam() {
             failures.note(ipam::gc(call));
         }
@@ -107,7 +122,8 @@ fn refuse_existing(call: &Call, kernel: &mut dyn Kernel) -> Result<(), Error> {
 fn attach(call: &Call, config: &Config, kernel: &mut dyn Kernel, addresses: CniResult) -> Result<CniResult, Error> {
     let observed = observe(config, kernel)?;
     let mut plan = plan(call, config, addresses, &observed)?;
-    if let Err(error) = kernel.apply(&plan.steps) {
+    let applied = kernel.apply(&plan.steps).and_then(|()| masquerade(call, config, &plan.result));
+    if let Err(error) = applied {
         let undone = kernel.delete_link(Place::Host, &host_veth(&call.conf.name, &call.attachment()));
         return Err(match undone {
             Ok(_) => error,
@@ -120,6 +136,22 @@ fn attach(call: &Call, config: &Config, kernel: &mut dyn Kernel, addresses: CniR
         plan.result.interfaces[0].mac = bridge.mac_text();
     }
     Ok(plan.result)
+}
+
+/// Entries by which what the container sends out of its network has the host's address.
+fn masquerade_entries(config: &Config, result: &CniResult) -> Vec<Entry> {
+    let entry =
+        |ip: &crate::result::IpConfig| Entry::Masquerade { from: ip.address.addr(), inside: ip.address.trunc() };
+    result.ips.iter().filter(|_| config.ip_masq).map(entry).collect()
+}
+
+const MASQUERADE: [Kind; 2] = [Kind::Inside, Kind::Masquerade];
+
+fn masquerade(call: &Call, config: &Config, result: &CniResult) -> Result<(), Error> {
+    match masquerade_entries(config, result) {
+        entries if entries.is_empty() => Ok(()),
+        entries => Nat::open()?.set(&call.conf.name, &call.attachment(), &MASQUERADE, &entries),
+    }
 }
 
 fn observe(config: &Config, kernel: &mut dyn Kernel) -> Result<Observed, Error> {
@@ -170,4 +202,11 @@ fn remove_stale_links(call: &Call) -> Result<(), Error> {
         }
     }
     failures.finish()
+}
+
+fn remove_stale_masquerade(call: &Call) -> Result<(), Error> {
+    let valid = call.valid_attachments();
+    Nat::open()?.collect(&call.conf.name, &MASQUERADE, |container, ifname| {
+        valid.iter().any(|known| known.container_id == container && known.ifname == ifname)
+    })
 }

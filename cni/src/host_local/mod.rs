@@ -85,8 +85,7 @@ fn allocate(
     wanted: &mut Vec<IpAddr>,
 ) -> Result<Vec<IpConfig>, Error> {
     let lock = store.lock()?;
-    let existing = store.addresses_of(owner)?;
-    if let Some(address) = existing.first() {
+    if let Some(address) = store.hinted(owner).first() {
         return Err(Error::new(
             Code::InvalidConfig,
             format!("{address} has been allocated to {}, duplicate allocation is not allowed", owner.container_id),

@@ -13,6 +13,7 @@ use std::{
     fs::{self, File},
     io,
     net::IpAddr,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -144,7 +145,7 @@ impl Store {
         let last = fs::read_to_string(&mark).ok().and_then(|text| text.trim().parse().ok());
         for address in set.candidates(last) {
             if !self.is_taken(address) && self.claim(owner, address, taken, staged)? {
-                fs::write(&mark, address.to_string()).map_err(failed("write", &mark))?;
+                overwrite(&mark, &address.to_string()).map_err(failed("write", &mark))?;
                 return Ok(address);
             }
         }
@@ -174,19 +175,18 @@ impl Store {
     /// # Errors
     /// When the folder cannot be read.
     pub fn addresses_of(&self, owner: &Attachment) -> Result<Vec<IpAddr>, Error> {
-        let hint = fs::read_link(self.owner_file(owner)).ok();
-        let hinted: Vec<IpAddr> = hint
-            .iter()
-            .filter_map(|text| text.to_str())
-            .flat_map(|text| text.split(','))
-            .filter_map(|ip| ip.parse().ok())
-            .collect();
-        let confirmed: Vec<_> =
-            hinted.into_iter().filter(|address| self.owner_of(*address).as_ref() == Some(owner)).collect();
-        if !confirmed.is_empty() {
-            return Ok(confirmed);
+        let hinted = self.hinted(owner);
+        if !hinted.is_empty() {
+            return Ok(hinted);
         }
         Ok(self.all()?.into_iter().filter(|(_, has)| has.as_ref() == Some(owner)).map(|(address, _)| address).collect())
+    }
+
+    /// What an attachment has by the hint, each confirmed by the address's own file.
+    pub(super) fn hinted(&self, owner: &Attachment) -> Vec<IpAddr> {
+        let hint = fs::read_link(self.owner_file(owner)).unwrap_or_default();
+        let addresses = hint.to_str().unwrap_or_default().split(',').filter_map(|text| text.parse().ok());
+        addresses.filter(|address| self.owner_of(*address).as_ref() == Some(owner)).collect()
     }
 
     /// Every address with a file and whose it is; none for a file that a crash left empty.
@@ -236,6 +236,14 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Writes over a small file; cutting it first would wait for the file system.
+fn overwrite(path: &Path, text: &str) -> io::Result<()> {
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    file.write_all_at(text.as_bytes(), 0)?;
+    let length = text.len() as u64;
+    if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
 }
 
 fn parse_owner(text: &str) -> Option<Attachment> {

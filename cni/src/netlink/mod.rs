@@ -70,6 +70,8 @@ const OURS: &str = "/proc/thread-self/ns/net";
 pub struct Netlink {
     host: Socket,
     container: Option<(NetnsFd, Socket)>,
+    /// Indices of links that were looked up.
+    indices: Vec<(Place, String, u32)>,
 }
 
 impl Netlink {
@@ -87,7 +89,7 @@ impl Netlink {
             }
             None => None,
         };
-        Ok(Self { host, container })
+        Ok(Self { host, container, indices: Vec::new() })
     }
 
     fn socket(&mut self, place: Place) -> Result<&mut Socket, Error> {
@@ -101,6 +103,9 @@ impl Netlink {
     }
 
     fn index(&mut self, place: Place, name: &str) -> Result<u32, Error> {
+        if let Some((.., index)) = self.indices.iter().find(|(at, known, _)| (*at, known.as_str()) == (place, name)) {
+            return Ok(*index);
+        }
         let link = self.link(place, name)?;
         link.map(|link| link.index).ok_or_else(|| Error::new(Code::Kernel, format!("no link {name} in the {place}")))
     }
@@ -207,7 +212,11 @@ impl Kernel for Netlink {
     fn link(&mut self, place: Place, name: &str) -> Result<Option<Link>, Error> {
         let socket = self.socket(place)?;
         match socket.get(encode::get_link(name), 0) {
-            Ok(answers) => Ok(answers.iter().find_map(|answer| parse::link(answer))),
+            Ok(answers) => {
+                let link = answers.iter().find_map(|answer| parse::link(answer));
+                self.indices.extend(link.iter().map(|link| (place, name.to_owned(), link.index)));
+                Ok(link)
+            }
             Err(refusal) if matches!(refusal.errno, libc::ENODEV | libc::ENXIO) => Ok(None),
             Err(refusal) => Err(kernel(format!("{place}: look up link {name}"), &refusal)),
         }
@@ -261,6 +270,7 @@ impl Kernel for Netlink {
     }
 
     fn delete_link(&mut self, place: Place, name: &str) -> Result<bool, Error> {
+        self.indices.clear();
         let answers = self.socket(place)?.batch(&[(encode::delete_link(name), NLM_F_ACK)]);
         let what = || format!("{place}: delete link {name}");
         match answers.map_err(|error| kernel(what(), &Refusal::from(error)))?.into_iter().next() {

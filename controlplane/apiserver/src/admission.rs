@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use bosun_admission::{Attributes, World};
+use bosun_api::resource::{Resource, group};
+use bosun_api::selector::{FieldSelector, Selector};
 use bosun_api::status::ApiError;
+use futures::FutureExt;
 use serde_json::Value;
 
 use crate::call::Call;
-use crate::object::Raw;
-use crate::server::{Inner, stored};
+use crate::object::{Filter, Raw};
+use crate::server::Inner;
 use crate::strategy::Part;
 
 /// What a request is about to do.
@@ -18,49 +22,62 @@ pub(crate) enum Operation {
     Delete,
 }
 
-/// Namespaces that are always there.
-const IMMORTAL: &[&str] = &["default", "kube-public", "kube-system"];
-
 impl Inner {
     /// Admit a write, completing the object on the way.
     ///
     /// # Errors
     /// 403 and 404 in the words of the rule that refuses.
-    pub(crate) async fn admit(
-        self: &Arc<Self>,
+    pub(crate) fn admit(
+        &self,
         call: &Call,
         operation: Operation,
         value: &mut Value,
         old: Option<&Value>,
     ) -> Result<(), ApiError> {
-        let _ = (value, old);
-        self.namespace_lifecycle(call, operation).await?;
-        Ok(())
+        let get = |group: &str, plural: &str, namespace: &str, name: &str| self.look_up(group, plural, namespace, name);
+        let list = |group: &str, plural: &str| self.look_at_all(group, plural);
+        let attributes = Attributes {
+            verb: match operation {
+                Operation::Create => "create",
+                Operation::Update(_) => "update",
+                Operation::Delete => "delete",
+            },
+            group: call.resource.group,
+            resource: call.resource.plural,
+            subresource: match operation {
+                Operation::Update(Part::Status) => "status",
+                _ => &call.info.subresource,
+            },
+            namespace: call.namespace(),
+            name: &call.info.name,
+        };
+        bosun_admission::admit(&attributes, value, old, World { get: &get, list: &list })?;
+        crate::restriction::admit(call, operation, value, old, &get)
     }
 
-    /// NamespaceLifecycle: nothing new in a namespace that is not there or is going; some never go.
-    async fn namespace_lifecycle(&self, call: &Call, operation: Operation) -> Result<(), ApiError> {
-        if call.resource.plural == "namespaces" {
-            if operation == Operation::Delete && IMMORTAL.contains(&call.info.name.as_str()) {
-                return Err(call.forbidden("this namespace may not be deleted"));
-            }
-            return Ok(());
+    /// An object by its place: as the cache has it, and if it has not heard of it yet, as the store has it.
+    fn look_up(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        let resource = preferred(group, plural)?;
+        if let Some(object) = self.caches.get(resource, namespace, name) {
+            return Some(Arc::new(object.raw.value()));
         }
-        let namespace = call.namespace();
-        if operation != Operation::Create || namespace.is_empty() {
-            return Ok(());
-        }
-        let kv = self.store.get(&format!("/registry/namespaces/{namespace}")).await.map_err(stored)?;
-        let Some(kv) = kv else { return Err(ApiError::not_found("", "namespaces", namespace)) };
-        let value = Raw::of(&kv).value();
-        if value["metadata"]["deletionTimestamp"].is_null() && value["status"]["phase"] != "Terminating" {
-            return Ok(());
-        }
-        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
-        Err(call.forbidden(&why).with_cause(
-            "NamespaceTerminating",
-            &format!("namespace {namespace} is being terminated"),
-            "metadata.namespace",
-        ))
+        // An embedded store answers at once; another one is not waited for: its watch is what the cache lives on.
+        let kv = self.store.get(&resource.key(namespace, name)).now_or_never()?.ok()??;
+        Some(Arc::new(Raw::of(&kv).value()))
     }
+
+    fn look_at_all(&self, group: &str, plural: &str) -> Vec<Arc<Value>> {
+        let Some(resource) = preferred(group, plural) else { return Vec::new() };
+        let all = Filter {
+            resource,
+            namespace: String::new(),
+            labels: Selector::everything(),
+            fields: FieldSelector::default(),
+        };
+        self.caches.list(&all, None, 0).objects.iter().map(|object| Arc::new(object.raw.value())).collect()
+    }
+}
+
+fn preferred(name: &str, plural: &str) -> Option<&'static Resource> {
+    bosun_api::resource::find(name, group(name)?.preferred(), plural)
 }

@@ -7,7 +7,6 @@ use http::{HeaderMap, header};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use serde_json::Value;
 
-use crate::authorize::MASTERS;
 use crate::server::Inner;
 
 /// The group of everybody who has shown who they are.
@@ -52,7 +51,7 @@ pub fn user(name: impl Into<String>, groups: impl IntoIterator<Item = impl Into<
 
 /// The server's own identity.
 pub(crate) fn server_itself() -> UserInfo {
-    user("system:apiserver", [MASTERS])
+    user("system:apiserver", [bosun_authz::MASTERS])
 }
 
 fn anonymous() -> UserInfo {

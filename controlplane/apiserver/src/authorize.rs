@@ -1,99 +1,126 @@
-//! Who may do what: the edge to the `authz` crate.
+//! Who may do what: the policy of the `authz` crate, kept up to date from the watch cache.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bosun_api::resource::{Resource, find};
+use bosun_api::selector::{FieldSelector, Selector};
+use bosun_authz::{Attributes, Authorizer, Decision, WATCHED};
 use k8s_openapi::api::authentication::v1::UserInfo;
+use serde_json::{Value, json};
 
+use crate::cache::{Caches, Change, Observer};
+use crate::object::Filter;
 use crate::request::RequestInfo;
 
-/// The group that may do everything, whatever the policy says.
-pub(crate) const MASTERS: &str = "system:masters";
-
-/// What a request wants to do.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attributes {
-    /// `get`, `list`, … for resources; the HTTP method in lower case for other paths.
-    pub verb: String,
-    /// Whether `resource` and its kin are set, or only `path`.
-    pub is_resource: bool,
-    /// The API group; empty for the core group.
-    pub group: String,
-    /// The version within the group.
-    pub version: String,
-    /// The plural name.
-    pub resource: String,
-    /// What hangs below the object.
-    pub subresource: String,
-    /// Empty for cluster-scoped resources and for all namespaces.
-    pub namespace: String,
-    /// Empty for all objects.
-    pub name: String,
-    /// The path of a request that is not to a resource.
-    pub path: String,
+/// How requests are authorized.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Authorization {
+    /// RBAC and the rules for nodes.
+    #[default]
+    Policy,
+    /// Everybody may do everything: for experiments and tests.
+    AlwaysAllow,
 }
 
-impl Attributes {
-    pub(crate) fn of(info: &RequestInfo) -> Self {
-        Self {
-            verb: info.verb.to_owned(),
-            is_resource: info.is_resource,
-            group: info.group.clone(),
-            version: info.version.clone(),
-            resource: info.resource.clone(),
-            subresource: info.subresource.clone(),
-            namespace: info.namespace.clone(),
-            name: info.name.clone(),
-            path: info.path.clone(),
+/// The policy as it stands.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    mode: Authorization,
+    authorizer: RwLock<Authorizer>,
+}
+
+impl Policy {
+    pub(crate) fn new(mode: Authorization) -> Arc<Self> {
+        Arc::new(Self { mode, authorizer: RwLock::default() })
+    }
+
+    /// Take in what is there.
+    pub(crate) fn load(&self, caches: &Caches) {
+        let mut authorizer = self.authorizer.write().unwrap_or_else(PoisonError::into_inner);
+        for resource in WATCHED.iter().filter_map(|(group, plural)| find(group, "v1", plural)) {
+            let all = Filter {
+                resource,
+                namespace: String::new(),
+                labels: Selector::everything(),
+                fields: FieldSelector::default(),
+            };
+            for object in caches.list(&all, None, 0).objects {
+                authorizer.apply(resource.plural, &object.raw.value());
+            }
         }
     }
 
-    /// Why a refused request was refused, in stock's words.
-    pub(crate) fn refusal(&self, user: &str, reason: &str) -> String {
-        let mut text = if self.is_resource {
-            let group = &self.group;
-            let resource = match self.subresource.as_str() {
-                "" => self.resource.clone(),
-                sub => format!("{}/{sub}", self.resource),
-            };
-            let place = match self.namespace.as_str() {
-                "" => "at the cluster scope".to_owned(),
-                namespace => format!("in the namespace {namespace:?}"),
-            };
-            format!("User {user:?} cannot {} resource {resource:?} in API group {group:?} {place}", self.verb)
-        } else {
-            format!("User {user:?} cannot {} path {:?}", self.verb, self.path)
-        };
-        if !reason.is_empty() {
-            text = format!("{text}: {reason}");
+    pub(crate) fn decide(&self, request: &Attributes<'_>) -> Decision {
+        match self.mode {
+            Authorization::AlwaysAllow => Decision::Allow(String::new()),
+            Authorization::Policy => self.read(|authorizer| authorizer.authorize(request)),
         }
-        text
+    }
+
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&Authorizer) -> T) -> T {
+        look(&self.authorizer.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The status of a `SelfSubjectRulesReview`.
+    pub(crate) fn rules_of(&self, user: &UserInfo, namespace: &str) -> Value {
+        let groups = user.groups.as_deref().unwrap_or_default();
+        let name = user.username.as_deref().unwrap_or_default();
+        if self.mode == Authorization::AlwaysAllow {
+            return json!({"incomplete": false,
+                "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
+                "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}]});
+        }
+        self.read(|authorizer| rules_status(authorizer, name, groups, namespace))
     }
 }
 
-/// What an authorizer says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Decision {
-    /// Whether the request may go on.
-    pub allowed: bool,
-    /// Why, for people.
-    pub reason: String,
+impl Observer for Policy {
+    fn changed(&self, resource: &Resource, change: &Change) {
+        if !WATCHED.contains(&(resource.group, resource.plural)) {
+            return;
+        }
+        let mut authorizer = self.authorizer.write().unwrap_or_else(PoisonError::into_inner);
+        match change.deleted {
+            true => {
+                let (namespace, name) = change.object.place();
+                authorizer.remove(resource.plural, namespace, name);
+            }
+            false => authorizer.apply(resource.plural, &change.object.raw.value()),
+        }
+    }
 }
 
-/// Decides what users may do.
-pub trait Authorizer: Send + Sync + 'static {
-    /// Whether the user may do this.
-    fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision;
+fn rules_status(authorizer: &Authorizer, user: &str, groups: &[String], namespace: &str) -> Value {
+    let review = authorizer.review(user, groups, namespace);
+    let mut status = json!({"incomplete": !review.error.is_empty(),
+        "resourceRules": review.resource_rules, "nonResourceRules": review.non_resource_rules});
+    if !review.error.is_empty() {
+        status["evaluationError"] = review.error.into();
+    }
+    status
+}
+
+/// A request as the policy sees it.
+pub(crate) fn attributes<'a>(
+    user: &'a UserInfo,
+    info: &'a RequestInfo,
+    fields: Option<&'a FieldSelector>,
+) -> Attributes<'a> {
+    Attributes {
+        user: user.username.as_deref().unwrap_or_default(),
+        groups: user.groups.as_deref().unwrap_or_default(),
+        verb: &info.verb,
+        group: &info.group,
+        resource: if info.is_resource { &info.resource } else { "" },
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        path: &info.path,
+        fields,
+    }
 }
 
 /// Whether the user is in a group.
 pub(crate) fn in_group(user: &UserInfo, group: &str) -> bool {
     user.groups.iter().flatten().any(|g| g == group)
-}
-
-/// Allows everything; `--authorization-mode=AlwaysAllow`.
-#[derive(Debug)]
-pub struct AlwaysAllow;
-
-impl Authorizer for AlwaysAllow {
-    fn authorize(&self, _user: &UserInfo, _attributes: &Attributes) -> Decision {
-        Decision { allowed: true, reason: String::new() }
-    }
 }

@@ -7,7 +7,7 @@ use bosun_api::resource::{self, Resource};
 use bosun_store::{Range, Store};
 use serde_json::{Value, json};
 
-use crate::call::Call;
+use crate::call::{Call, Kind};
 use crate::object::Raw;
 use crate::server::{Inner, StartError};
 use crate::strategy::Part;
@@ -43,28 +43,77 @@ pub(crate) async fn prepare(inner: &Arc<Inner>) -> Result<(), StartError> {
             "value": value, "description": description, "preemptionPolicy": "PreemptLowerPriority"});
         ensure(inner, of("scheduling.k8s.io", "v1", "priorityclasses"), "", name, class).await?;
     }
+    for (plural, role) in bosun_authz::bootstrap::objects() {
+        reconcile_role(inner, of("rbac.authorization.k8s.io", "v1", plural), role).await?;
+    }
     kubernetes_service(inner).await
+}
+
+/// Give a stock role or binding what it lacks, unless somebody has said that it is theirs now.
+async fn reconcile_role(inner: &Arc<Inner>, resource: &'static Resource, role: Value) -> Result<(), StartError> {
+    // In the form in which it is kept, so that it can be compared with what is.
+    let mut wanted = role;
+    if let Ok(decoded) = Call::internal(resource, "", "").decode_value(&Kind::of(resource), wanted.clone()) {
+        wanted = decoded;
+        bosun_api::defaults::apply(resource, &mut wanted);
+    }
+    let text = |key: &str| wanted["metadata"][key].as_str().unwrap_or_default().to_owned();
+    let (namespace, name) = (text("namespace"), text("name"));
+    if ensure(inner, resource, &namespace, &name, wanted.clone()).await? {
+        return Ok(());
+    }
+    let call = Call::internal(resource, &namespace, &name);
+    let changed = inner.change(&call, Part::Main, |present| {
+        let mut new = present.clone();
+        let update = &present["metadata"]["annotations"]["rbac.authorization.kubernetes.io/autoupdate"];
+        if update != "true" {
+            return Ok(new);
+        }
+        for list in ["rules", "subjects"] {
+            let missing: Vec<Value> = wanted[list]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|item| !present[list].as_array().is_some_and(|all| all.contains(item)))
+                .cloned()
+                .collect();
+            // The rules of an aggregated role are not its own.
+            if !missing.is_empty() && wanted["aggregationRule"].is_null() {
+                let mut all = present[list].as_array().cloned().unwrap_or_default();
+                all.extend(missing);
+                new[list] = all.into();
+            }
+        }
+        for (key, value) in wanted["metadata"]["labels"].as_object().into_iter().flatten() {
+            new["metadata"]["labels"][key] = value.clone();
+        }
+        Ok(new)
+    });
+    changed
+        .await
+        .map(|_| ())
+        .map_err(|error| StartError::Prepare { what: format!("{} {name}", resource.plural), error })
 }
 
 fn of(group: &str, version: &str, plural: &str) -> &'static Resource {
     resource::find(group, version, plural).expect("a resource of the table")
 }
 
-/// Create an object if there is none of its name.
+/// Create an object if there is none of its name; `true` if there was none.
 pub(crate) async fn ensure(
     inner: &Arc<Inner>,
     resource: &'static Resource,
     namespace: &str,
     name: &str,
     value: Value,
-) -> Result<(), StartError> {
+) -> Result<bool, StartError> {
     let failed = |error| StartError::Prepare { what: format!("{} {name}", resource.plural), error };
     if inner.store.get(&resource.key(namespace, name)).await?.is_some() {
-        return Ok(());
+        return Ok(false);
     }
     match inner.create_object(&Call::internal(resource, namespace, ""), value).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.reason() == "AlreadyExists" => Ok(()),
+        Ok(_) => Ok(true),
+        Err(error) if error.reason() == "AlreadyExists" => Ok(false),
         Err(error) => Err(failed(error)),
     }
 }

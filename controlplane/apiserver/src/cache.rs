@@ -34,6 +34,12 @@ pub(crate) struct Change {
     encoded: OnceLock<Bytes>,
 }
 
+/// Someone within the server who wants to hear of every change at once, before those who wait for it go on.
+pub(crate) trait Observer: Send + Sync {
+    /// A change of an object; `resource` is the one that it is stored as.
+    fn changed(&self, resource: &Resource, change: &Change);
+}
+
 /// What a change is to one watcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
@@ -231,7 +237,7 @@ impl Cache {
         self.write().objects.insert(key, Arc::new(object));
     }
 
-    fn apply(&self, events: &[Arc<Event>], revision: Revision) {
+    fn apply(&self, events: &[Arc<Event>], revision: Revision, observer: &dyn Observer) {
         let mut state = self.write();
         for event in events {
             let key = &event.kv.key;
@@ -247,6 +253,7 @@ impl Cache {
                     Change::new(event.kv.mod_revision, true, last, Some(prev))
                 }
             };
+            observer.changed(self.resource, &change);
             state.watchers.offer(&change);
             state.ring.push_back(change);
             if state.ring.len() > RING
@@ -307,16 +314,16 @@ pub(crate) struct Started {
 }
 
 /// All resources' caches, kept up to date by one task.
-#[derive(Debug)]
 pub(crate) struct Caches {
     by_storage: HashMap<&'static str, Cache>,
+    observer: Arc<dyn Observer>,
     /// Every change up to this revision has been taken in.
     progress: watch::Sender<Revision>,
 }
 
 impl Caches {
     /// Load everything. [`Caches::follow`] must run for as long as the caches are used.
-    pub(crate) async fn load(store: &dyn Store) -> bosun_store::Result<Arc<Self>> {
+    pub(crate) async fn load(store: &dyn Store, observer: Arc<dyn Observer>) -> bosun_store::Result<Arc<Self>> {
         let listing = store.list(Range { prefix: "/registry/".into(), ..Range::default() }).await?;
         let state = || State { revision: listing.revision, ring_floor: listing.revision, ..State::default() };
         let stored = resource::RESOURCES.iter().filter(|r| r.is_stored()).map(Resource::stored_as);
@@ -324,7 +331,7 @@ impl Caches {
         for resource in stored {
             by_storage.entry(resource.storage).or_insert_with(|| Cache { resource, state: RwLock::new(state()) });
         }
-        let caches = Arc::new(Self { by_storage, progress: watch::Sender::new(listing.revision) });
+        let caches = Arc::new(Self { by_storage, observer, progress: watch::Sender::new(listing.revision) });
         for kv in listing.items {
             if let Some(cache) = caches.of_key(&kv.key) {
                 cache.load(kv.key.clone(), Raw::of(&kv));
@@ -352,7 +359,7 @@ impl Caches {
     fn take(&self, events: &[Arc<Event>], revision: Revision) {
         if let [event] = events {
             if let Some(cache) = self.of_key(&event.kv.key) {
-                cache.apply(events, revision);
+                cache.apply(events, revision, self.observer.as_ref());
             }
         } else {
             let mut groups: HashMap<&str, (&Cache, Vec<Arc<Event>>)> = HashMap::new();
@@ -363,7 +370,7 @@ impl Caches {
                 }
             }
             for (cache, events) in groups.values() {
-                cache.apply(events, revision);
+                cache.apply(events, revision, self.observer.as_ref());
             }
         }
         self.progress.send_replace(revision);

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use bosun_api::resource::Resource;
+use bosun_api::schema::{self, DecodeError, Decoded};
 use bosun_api::status::ApiError;
 use bosun_kit::http::{Body, full, stream};
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use crate::codec::{self, Accept, Shape};
 use crate::object::Raw;
 use crate::request::{Query, RequestInfo};
-use crate::{convert, table, typed};
+use crate::{convert, table};
 
 /// One request to a resource.
 #[derive(Debug)]
@@ -98,73 +99,56 @@ impl Call {
     ///
     /// # Errors
     /// 400 and 415, in stock's words.
-    pub(crate) fn decode(&self, group: &str, version: &str, kind: &str, body: &[u8]) -> Result<Value, ApiError> {
-        let value = codec::parse(&self.headers, body)?;
-        self.check_value(group, version, kind, value)
+    pub(crate) fn decode(&self, kind: &Kind<'_>, body: &[u8]) -> Result<Value, ApiError> {
+        if codec::is_json(&self.headers) {
+            let decoded = schema::decode_bytes(kind.definition, body);
+            return self.finish(kind, decoded, || codec::parse_json(body).unwrap_or_default());
+        }
+        self.decode_value(kind, codec::parse(&self.headers, body)?)
     }
 
     /// As [`Call::decode`], of the call's own resource.
     pub(crate) fn decode_own(&self, body: &[u8]) -> Result<Value, ApiError> {
-        self.decode(self.resource.group, self.resource.version, self.resource.kind, body)
+        self.decode(&Kind::of(self.resource), body)
     }
 
-    /// Look at an object through its type: of the right kind, nothing unknown unless that is allowed.
-    pub(crate) fn check_value(
+    /// As [`Call::decode`], of an object that has been parsed.
+    pub(crate) fn decode_value(&self, kind: &Kind<'_>, value: Value) -> Result<Value, ApiError> {
+        kind.check(&value)?;
+        let decoded = schema::decode_value(kind.definition, value);
+        self.finish(kind, decoded, || Value::Null)
+    }
+
+    fn finish(
         &self,
-        group: &str,
-        version: &str,
-        kind: &str,
-        mut value: Value,
+        kind: &Kind<'_>,
+        decoded: Result<Decoded, DecodeError>,
+        raw: impl FnOnce() -> Value,
     ) -> Result<Value, ApiError> {
-        let wanted = match group {
-            "" => version.to_owned(),
-            group => format!("{group}/{version}"),
-        };
-        let Some(object) = value.as_object_mut() else {
-            return Err(ApiError::bad_request("couldn't get version/kind; json parse error: expected an object"));
-        };
-        let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let (found_kind, found) = (text("kind"), text("apiVersion"));
-        if found_kind.is_empty() && found.is_empty() {
-            // Allowed, as stock allows it: the path says what it is.
-            object.insert("kind".into(), kind.into());
-            object.insert("apiVersion".into(), wanted.clone().into());
-        } else if found_kind.is_empty() {
-            let shown = Value::Object(object.clone());
-            return Err(ApiError::bad_request(format!("Object 'Kind' is missing in '{shown}'")));
-        } else if found != wanted {
-            return Err(ApiError::bad_request(format!(
-                "the API version in the data ({found}) does not match the expected API version ({wanted})"
-            )));
-        } else if found_kind != kind {
-            return Err(ApiError::bad_request(format!(
-                "{found_kind} in version \"{version}\" cannot be handled as a {kind}: converting \
-                 ({wanted}.{found_kind}) to ({wanted}.{kind}): unknown conversion"
-            )));
-        }
-        let handled = |why: String| {
-            ApiError::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"))
-        };
-        let decoded = typed::decode(group, version, kind, value)
-            .ok_or_else(|| handled(format!("no kind \"{kind}\" is registered for version \"{wanted}\"")))?
-            .map_err(handled)?;
-        self.check_unknown(&decoded.unknown).map_err(handled)?;
-        Ok(decoded.value)
-    }
-
-    fn check_unknown(&self, unknown: &[String]) -> Result<(), String> {
-        if unknown.is_empty() {
-            return Ok(());
-        }
-        let texts = unknown.iter().map(|path| format!("unknown field \"{path}\""));
-        match self.query.get("fieldValidation").unwrap_or("Warn") {
-            "Ignore" => Ok(()),
-            "Strict" => Err(format!("strict decoding error: {}", texts.collect::<Vec<_>>().join(", "))),
-            _ => {
-                texts.for_each(|text| self.warn(text));
-                Ok(())
+        let refusal = |error: &dyn std::fmt::Display| schema::refusal(kind.kind, kind.version, &error);
+        let mut decoded = match decoded {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                // An object of another kind is better called that than wrong in one field.
+                kind.check(&raw())?;
+                return Err(refusal(&error));
             }
+        };
+        kind.check(&decoded.object)?;
+        match self.query.get("fieldValidation").unwrap_or("Warn") {
+            "Ignore" => {}
+            "Strict" => {
+                if let Some(error) = decoded.strict_error() {
+                    return Err(refusal(&error));
+                }
+            }
+            _ => decoded.unknown.drain(..).for_each(|text| self.warn(text)),
         }
+        if let Some(object) = decoded.object.as_object_mut() {
+            object.insert("kind".into(), kind.kind.into());
+            object.insert("apiVersion".into(), kind.api_version().into());
+        }
+        Ok(decoded.object)
     }
 
     /// Answer with one object.
@@ -224,6 +208,62 @@ impl Call {
 /// `PartialObjectMetadata` of an object.
 pub(crate) fn metadata_only(value: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": value["metadata"]})
+}
+
+/// A kind that a body must be of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kind<'a> {
+    pub(crate) group: &'a str,
+    pub(crate) version: &'a str,
+    pub(crate) kind: &'a str,
+    /// The name of its schema.
+    pub(crate) definition: &'a str,
+}
+
+impl<'a> Kind<'a> {
+    pub(crate) const BINDING: Kind<'static> =
+        Kind { group: "", version: "v1", kind: "Binding", definition: "io.k8s.api.core.v1.Binding" };
+    pub(crate) const EVICTION: Kind<'static> =
+        Kind { group: "policy", version: "v1", kind: "Eviction", definition: "io.k8s.api.policy.v1.Eviction" };
+    pub(crate) const SCALE: Kind<'static> =
+        Kind { group: "autoscaling", version: "v1", kind: "Scale", definition: "io.k8s.api.autoscaling.v1.Scale" };
+    pub(crate) const TOKEN_REQUEST: Kind<'static> = Kind {
+        group: "authentication.k8s.io",
+        version: "v1",
+        kind: "TokenRequest",
+        definition: "io.k8s.api.authentication.v1.TokenRequest",
+    };
+
+    pub(crate) fn of(resource: &'a Resource) -> Self {
+        let Resource { group, version, kind, definition, .. } = resource;
+        Self { group, version, kind, definition }
+    }
+
+    fn api_version(&self) -> String {
+        match self.group {
+            "" => self.version.to_owned(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+
+    /// What a body says it is must be this, if it says so at all: the path says it too.
+    fn check(&self, value: &Value) -> Result<(), ApiError> {
+        let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+        let (kind, version, wanted) = (text("kind"), text("apiVersion"), self.api_version());
+        match (kind.is_empty(), version.is_empty()) {
+            (true, true) => Ok(()),
+            (true, false) => Err(ApiError::bad_request(format!("Object 'Kind' is missing in '{value}'"))),
+            (false, _) if version != wanted => Err(ApiError::bad_request(format!(
+                "the API version in the data ({version}) does not match the expected API version ({wanted})"
+            ))),
+            (false, _) if kind != self.kind => Err(ApiError::bad_request(format!(
+                "{kind} in version {:?} cannot be handled as a {}: converting ({wanted}.{kind}) to ({wanted}.{}): \
+                 unknown conversion",
+                self.version, self.kind, self.kind
+            ))),
+            (false, _) => Ok(()),
+        }
+    }
 }
 
 /// Lists longer than this are encoded piece by piece as the client takes them.

@@ -120,13 +120,18 @@ pub(crate) async fn read_body(mut body: Body) -> Result<Bytes, ApiError> {
     }
 }
 
+/// Whether a body is JSON; one without a media type is taken for it.
+pub(crate) fn is_json(headers: &HeaderMap) -> bool {
+    matches!(media_type(headers), "application/json" | "" | "*/*")
+}
+
 /// The object in a body, as JSON or YAML.
 ///
 /// # Errors
 /// 415 for other media types, 400 for what does not parse.
 pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError> {
     match media_type(headers) {
-        "application/json" | "" | "*/*" => parse_json(body),
+        _ if is_json(headers) => parse_json(body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => parse_yaml(body),
         _ => Err(ApiError::unsupported_media_type(ACCEPTED)),
     }

@@ -1,43 +1,34 @@
 //! Requests that the kubelet answers: logs, exec, attach, port-forward, and the proxies.
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bosun_api::resource::Resource;
 use bosun_api::status::ApiError;
-use bosun_kit::http::{Body, BoxError, upgrade};
-use http::{HeaderName, HeaderValue, Request, Response, Uri, header};
-use http_body_util::BodyExt;
-use hyper_util::rt::TokioIo;
+use bosun_kit::http::Body;
+use bosun_nodeproxy::{NodeProxy, Target};
+use http::{Request, Response};
 use k8s_openapi::api::authentication::v1::UserInfo;
-use rustls::pki_types::ServerName;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
 use crate::call::Call;
 use crate::request::{Query, RequestInfo};
 use crate::server::Inner;
 
-const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 const KUBELET_PORT: u16 = 10250;
 
-/// Headers that are between two neighbours only.
-const HOP_BY_HOP: [HeaderName; 6] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-];
-
 /// Where a request is passed on to.
-struct Target {
+struct Route {
+    /// An address, or a name to be looked up.
     host: String,
     port: u16,
-    /// Speak TLS: to kubelets with our identity, to pods and services without looking at theirs.
     tls: bool,
+    /// The kubelet is spoken to with our identity and must show its own.
+    kubelet: bool,
     path: String,
 }
 
@@ -68,7 +59,7 @@ impl Inner {
         self.forward(request, target).await
     }
 
-    async fn kubelet_target(&self, call: &Call, sub: &str, raw_query: &str) -> Result<Target, ApiError> {
+    async fn kubelet_target(&self, call: &Call, sub: &str, raw_query: &str) -> Result<Route, ApiError> {
         let pod = self.current(call).await?.value();
         let (namespace, name) = (&call.info.namespace, &call.info.name);
         let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
@@ -93,10 +84,10 @@ impl Inner {
             }
         };
         let path = if query.is_empty() { path } else { format!("{path}?{query}") };
-        Ok(Target { host, port, tls: true, path })
+        Ok(Route { host, port, tls: true, kubelet: true, path })
     }
 
-    async fn node_proxy_target(&self, call: &Call, raw_query: &str) -> Result<Target, ApiError> {
+    async fn node_proxy_target(&self, call: &Call, raw_query: &str) -> Result<Route, ApiError> {
         let (_, name, port) = split_proxy_name(&call.info.name);
         let (host, own_port) = self.node_address(name).await?;
         let port = match port {
@@ -105,10 +96,11 @@ impl Inner {
                 port.parse().map_err(|_| ApiError::bad_request(format!("invalid node request {:?}", call.info.name)))?
             }
         };
-        Ok(Target { host, port, tls: port == own_port, path: rest(call, raw_query) })
+        let kubelet = port == own_port;
+        Ok(Route { host, port, tls: kubelet, kubelet, path: rest(call, raw_query) })
     }
 
-    async fn pod_proxy_target(&self, call: &Call, raw_query: &str) -> Result<Target, ApiError> {
+    async fn pod_proxy_target(&self, call: &Call, raw_query: &str) -> Result<Route, ApiError> {
         let (scheme, name, port) = split_proxy_name(&call.info.name);
         let mut named = Call::internal(call.resource, &call.info.namespace, name);
         named.user = call.user.clone();
@@ -128,10 +120,10 @@ impl Inner {
         };
         let port = found.and_then(|p| u16::try_from(p).ok());
         let port = port.ok_or_else(|| ApiError::bad_request(format!("invalid pod request {:?}", call.info.name)))?;
-        Ok(Target { host, port, tls: scheme == "https", path: rest(call, raw_query) })
+        Ok(Route { host, port, tls: scheme == "https", kubelet: false, path: rest(call, raw_query) })
     }
 
-    async fn service_proxy_target(&self, call: &Call, raw_query: &str) -> Result<Target, ApiError> {
+    async fn service_proxy_target(&self, call: &Call, raw_query: &str) -> Result<Route, ApiError> {
         let (scheme, name, wanted) = split_proxy_name(&call.info.name);
         let mut named = Call::internal(call.resource, &call.info.namespace, name);
         named.user = call.user.clone();
@@ -152,7 +144,7 @@ impl Inner {
         let port = port.ok_or_else(unavailable)?;
         let (host, port) =
             self.endpoint_of(call, name, port["name"].as_str().unwrap_or_default()).ok_or_else(unavailable)?;
-        Ok(Target { host, port, tls: scheme == "https", path: rest(call, raw_query) })
+        Ok(Route { host, port, tls: scheme == "https", kubelet: false, path: rest(call, raw_query) })
     }
 
     /// A ready endpoint of a service's port.
@@ -197,78 +189,84 @@ impl Inner {
         Ok((address, port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0).unwrap_or(KUBELET_PORT)))
     }
 
-    async fn forward(&self, mut request: Request<Body>, target: Target) -> Result<Response<Body>, ApiError> {
-        let upgrading = upgrade::is_upgrade(request.headers());
-        let uri: Uri = target.path.parse().map_err(|_| ApiError::bad_request("invalid path"))?;
-        *request.uri_mut() = uri;
-        *request.version_mut() = http::Version::HTTP_11;
-        let authority = match target.host.contains(':') {
-            true => format!("[{}]:{}", target.host, target.port),
-            false => format!("{}:{}", target.host, target.port),
-        };
-        let headers = request.headers_mut();
-        // Whoever the caller is, behind us it is our identity that counts.
-        headers.remove(header::AUTHORIZATION);
-        if !upgrading {
-            HOP_BY_HOP.iter().for_each(|name| {
-                headers.remove(name);
-            });
-            headers.remove(header::UPGRADE);
+    async fn forward(&self, request: Request<Body>, route: Route) -> Result<Response<Body>, ApiError> {
+        if route.kubelet && self.config.kubelet_tls.is_none() {
+            return Err(ApiError::unavailable(
+                "this server has no identity for kubelets: start it with a kubelet client certificate",
+            ));
         }
-        let host = HeaderValue::from_str(&authority).map_err(|_| ApiError::bad_request("invalid host"))?;
-        headers.insert(header::HOST, host);
-        let stream = self.dial(&target).await?;
-        if upgrading {
-            return Ok(upgrade::proxy(request, stream).await);
-        }
-        exchange(request, stream)
-            .await
-            .map_err(|e| ApiError::unavailable(format!("error trying to reach service: {e}")))
-    }
-
-    async fn dial(&self, target: &Target) -> Result<Box<dyn Stream>, ApiError> {
-        let failed = |e: &dyn std::fmt::Display| {
-            ApiError::internal(format!("error dialing backend: dial tcp {}:{}: {e}", target.host, target.port))
+        let address = address(&route.host, route.port).await?;
+        let target = Target { tls: route.tls, address, port: route.port, path_and_query: route.path };
+        let forwarded = match route.kubelet {
+            true => self.nodes.to_kubelet(request, &target).await,
+            false => self.nodes.to_backend(request, &target).await,
         };
-        let dial = async {
-            let tcp = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(|e| failed(&e))?;
-            tcp.set_nodelay(true).map_err(|e| failed(&e))?;
-            if !target.tls {
-                return Ok(Box::new(tcp) as Box<dyn Stream>);
-            }
-            let Some(config) = &self.config.kubelet_tls else {
-                return Err(ApiError::unavailable(
-                    "this server has no identity for kubelets; give it a kubelet client certificate",
-                ));
-            };
-            let name = ServerName::try_from(target.host.clone()).map_err(|e| failed(&e))?;
-            let tls =
-                tokio_rustls::TlsConnector::from(config.clone()).connect(name, tcp).await.map_err(|e| failed(&e))?;
-            Ok(Box::new(tls) as Box<dyn Stream>)
-        };
-        match tokio::time::timeout(DIAL_DEADLINE, dial).await {
-            Ok(dialled) => dialled,
-            Err(_) => Err(failed(&"i/o timeout")),
-        }
+        forwarded.map_err(ApiError::internal)
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
-
-/// Send a request over a connection of its own; the answer's body keeps the connection open.
-async fn exchange(request: Request<Body>, stream: Box<dyn Stream>) -> Result<Response<Body>, BoxError> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "proxied connection ended");
-        }
-    });
-    let mut response = sender.send_request(request).await?;
-    for name in &HOP_BY_HOP {
-        response.headers_mut().remove(name);
+async fn address(host: &str, port: u16) -> Result<IpAddr, ApiError> {
+    if let Ok(address) = host.parse() {
+        return Ok(address);
     }
-    Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
+    let failed = |e: &dyn std::fmt::Display| ApiError::internal(format!("error dialing backend: lookup {host}: {e}"));
+    let mut found = tokio::net::lookup_host((host, port)).await.map_err(|e| failed(&e))?;
+    found.next().map(|addr| addr.ip()).ok_or_else(|| failed(&"no such host"))
+}
+
+/// The way to the nodes.
+pub(crate) fn node_proxy(kubelet: Option<Arc<ClientConfig>>) -> NodeProxy {
+    let backend = Arc::new(unverified());
+    NodeProxy::new(kubelet.unwrap_or_else(|| backend.clone()), backend)
+}
+
+/// Pods and services that speak TLS show certificates that nobody here could verify; stock does not try either.
+fn unverified() -> ClientConfig {
+    let provider = CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(ring::default_provider()));
+    ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has the default protocol versions")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+        .with_no_client_auth()
+}
+
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// `[scheme:]name[:port]` of a proxy path.

@@ -136,7 +136,7 @@ impl Inner {
             let old = Raw::of(&kv);
             let mut value = old.value();
             check(call, options, &value)?;
-            self.admit(call, Operation::Delete, &mut value, None).await?;
+            self.admit(call, Operation::Delete, &mut value, None)?;
             let (txn, deleted) = match plan(resource, &value, options, Timestamp::now()) {
                 Plan::Wait => return Ok(Deleted { raw: old, gone: false }),
                 Plan::Mark(marked) => {
@@ -336,7 +336,7 @@ mod tests {
     fn pod(extra: Value) -> Value {
         let mut pod = json!({"metadata": {"name": "a", "generation": 1},
             "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}, "status": {"phase": "Running"}});
-        json_patch::merge(&mut pod, &extra);
+        bosun_api::patch::merge(&mut pod, extra);
         pod
     }
 

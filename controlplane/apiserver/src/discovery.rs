@@ -6,7 +6,8 @@ use bosun_api::resource::{GROUPS, Group, Resource, Subresource, in_version};
 use bosun_api::status::ApiError;
 use bosun_kit::http::Body;
 use bosun_kit::version;
-use http::{Method, Request, Response, StatusCode, header};
+use http::request::Parts;
+use http::{HeaderMap, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::codec::{Accept, answer};
@@ -15,22 +16,22 @@ use crate::server::Inner;
 
 impl Inner {
     /// Answer a request that is not to a resource.
-    pub(crate) fn plain(
+    pub(crate) async fn plain(
         self: &Arc<Self>,
-        request: &Request<Body>,
+        request: &Parts,
         info: &RequestInfo,
         query: &Query,
     ) -> Result<Response<Body>, ApiError> {
         let path = info.path.trim_end_matches('/');
         let parts: Vec<&str> = path.split('/').skip(1).collect();
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        if !matches!(request.method, Method::GET | Method::HEAD) {
             return Err(ApiError::method_not_allowed());
         }
-        let aggregated = wants_aggregated(request);
+        let aggregated = wants_aggregated(&request.headers);
         let value = match parts.as_slice() {
             [] | [""] => paths(),
             [endpoint @ ("healthz" | "livez" | "readyz"), rest @ ..] => {
-                return Ok(self.health(endpoint, rest.first().copied(), request.uri().query()));
+                return Ok(self.health(endpoint, rest.first().copied(), request.uri.query()));
             }
             ["metrics"] => return Ok(self.metrics.registry.respond()),
             ["version"] => build_version(),
@@ -51,10 +52,10 @@ impl Inner {
             ["api", version] => resource_list("", version)?,
             ["apis", group, version] => resource_list(group, version)?,
             [".well-known", "openid-configuration"] => self.issuer_metadata()?,
-            ["openapi", rest @ ..] => return crate::openapi::answer(rest, request, query),
+            ["openapi", rest @ ..] => return self.documents.answer(rest, &request.headers, query).await,
             _ => return Err(ApiError::no_such_path()),
         };
-        let accept = Accept::negotiate(request.headers()).unwrap_or(Accept::JSON);
+        let accept = Accept::negotiate(&request.headers).unwrap_or(Accept::JSON);
         Ok(answer(StatusCode::OK, accept, &value))
     }
 
@@ -174,8 +175,8 @@ fn api_subresource(resource: &Resource, sub: &Subresource) -> Value {
 }
 
 /// The version of aggregated discovery that the client asks for, if it does.
-fn wants_aggregated(request: &Request<Body>) -> Option<&'static str> {
-    let accepts = request.headers().get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
+fn wants_aggregated(headers: &HeaderMap) -> Option<&'static str> {
+    let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
     for clause in accepts.flat_map(|text| text.split(',')) {
         let has = |part: &str| clause.split(';').any(|p| p.trim() == part);
         let json = clause.trim().starts_with("application/json");

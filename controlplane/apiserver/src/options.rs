@@ -70,9 +70,6 @@ pub struct Options {
     /// The audiences of tokens for this server; the issuer if not given.
     #[arg(long, value_delimiter = ',', help_heading = "Authentication and authorization")]
     pub api_audiences: Vec<String>,
-    /// Admission rules to leave out.
-    #[arg(long, value_delimiter = ',', help_heading = "Authentication and authorization")]
-    pub disable_admission_plugins: Vec<String>,
 
     /// Where service addresses come from; two ranges, of both families, for dual stack.
     #[arg(long, default_value = "10.96.0.0/12", value_delimiter = ',', help_heading = "Services")]
@@ -122,7 +119,7 @@ impl Options {
             given => given.to_vec(),
         };
         let authorization = match self.authorization_mode.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-            ["AlwaysAllow"] => crate::Authorization::Custom(Arc::new(crate::AlwaysAllow)),
+            ["AlwaysAllow"] => crate::Authorization::AlwaysAllow,
             ["Node", "RBAC"] | ["RBAC", "Node"] => crate::Authorization::Policy,
             other => bail!("--authorization-mode={}: choose Node,RBAC or AlwaysAllow", other.join(",")),
         };
@@ -136,7 +133,6 @@ impl Options {
             kubelet_tls: self.kubelet_tls()?,
             authorization,
             anonymous: self.anonymous_auth,
-            disable_admission: self.disable_admission_plugins.clone(),
         })
     }
 

@@ -1,5 +1,7 @@
 //! What a request is about: its place in the API, its verb and its options, read from path and query.
 
+use std::borrow::Cow;
+
 use bosun_api::selector::{FieldSelector, Selector, parse_field_selector, parse_label_selector};
 use bosun_api::status::ApiError;
 use http::{Method, Uri};
@@ -68,7 +70,7 @@ pub(crate) fn unescape(text: &str) -> String {
 pub(crate) struct RequestInfo {
     /// `false` for paths such as `/healthz` and discovery.
     pub(crate) is_resource: bool,
-    pub(crate) verb: &'static str,
+    pub(crate) verb: Cow<'static, str>,
     pub(crate) path: String,
     pub(crate) group: String,
     pub(crate) version: String,
@@ -84,7 +86,7 @@ pub(crate) struct RequestInfo {
 impl RequestInfo {
     pub(crate) fn read(method: &Method, uri: &Uri, query: &Query) -> Self {
         let path = uri.path();
-        let mut info = Self { path: path.to_owned(), verb: plain_verb(method), ..Self::default() };
+        let mut info = Self { path: path.to_owned(), verb: plain_verb(method).into(), ..Self::default() };
         let parts: Vec<String> = path.split('/').skip(1).map(unescape).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let rest = match parts.as_slice() {
@@ -105,7 +107,7 @@ impl RequestInfo {
             rest => (rest, false),
         };
         info.take_resource(rest);
-        info.verb = info.resource_verb(method, query, watch_prefix);
+        info.verb = info.resource_verb(method, query, watch_prefix).into();
         info
     }
 

@@ -9,9 +9,10 @@ use http::{Response, StatusCode};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use serde_json::{Value, json};
 
-use crate::authorize::Attributes;
+use crate::authorize::attributes;
 use crate::call::Call;
 use crate::codec;
+use crate::request::RequestInfo;
 use crate::server::Inner;
 use crate::write::now;
 
@@ -22,22 +23,22 @@ impl Inner {
             "SelfSubjectReview" => review["status"] = json!({"userInfo": call.user}),
             "TokenReview" => self.review_token(&mut review).await,
             "SelfSubjectAccessReview" => {
-                let attributes = wanted(&review["spec"]);
-                review["status"] = self.access(&call.user, &attributes);
+                let wanted = wanted(&review["spec"]);
+                review["status"] = self.access(&call.user, &wanted);
             }
             "SubjectAccessReview" | "LocalSubjectAccessReview" => {
-                let attributes = wanted(&review["spec"]);
-                if call.resource.namespaced && attributes.namespace != call.info.namespace {
+                let wanted = wanted(&review["spec"]);
+                if call.resource.namespaced && wanted.namespace != call.info.namespace {
                     return Err(ApiError::bad_request(
                         "spec.resourceAttributes.namespace must match the namespace of the request",
                     ));
                 }
                 let user = subject(&review["spec"]);
-                review["status"] = self.access(&user, &attributes);
+                review["status"] = self.access(&user, &wanted);
             }
             "SelfSubjectRulesReview" => {
                 let namespace = review["spec"]["namespace"].as_str().unwrap_or_default();
-                review["status"] = self.rules_of(&call.user, namespace);
+                review["status"] = self.policy.rules_of(&call.user, namespace);
             }
             _ => return Err(ApiError::method_not_allowed()),
         }
@@ -45,24 +46,16 @@ impl Inner {
         Ok(codec::answer(StatusCode::CREATED, call.accept, &review))
     }
 
-    fn access(&self, user: &UserInfo, attributes: &Attributes) -> Value {
-        let decision = self.decide(user, attributes);
-        let mut status = json!({"allowed": decision.allowed});
-        if !decision.reason.is_empty() {
-            status["reason"] = decision.reason.into();
+    fn access(&self, user: &UserInfo, wanted: &RequestInfo) -> Value {
+        let decision = self.policy.decide(&attributes(user, wanted, None));
+        let mut status = json!({"allowed": decision.is_allowed()});
+        if matches!(decision, bosun_authz::Decision::Deny(_)) {
+            status["denied"] = true.into();
+        }
+        if !decision.reason().is_empty() {
+            status["reason"] = decision.reason().into();
         }
         status
-    }
-
-    /// What a user may do in a namespace, for people.
-    fn rules_of(&self, user: &UserInfo, _namespace: &str) -> Value {
-        if crate::authorize::in_group(user, crate::authorize::MASTERS) {
-            return json!({"incomplete": false,
-                "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
-                "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}]});
-        }
-        json!({"incomplete": true, "resourceRules": [], "nonResourceRules": [],
-            "evaluationError": "the authorizer does not support user rule resolution"})
     }
 
     async fn review_token(&self, review: &mut Value) {
@@ -76,12 +69,12 @@ impl Inner {
 }
 
 /// What a review asks about.
-fn wanted(spec: &Value) -> Attributes {
+fn wanted(spec: &Value) -> RequestInfo {
     let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let resource = &spec["resourceAttributes"];
     if resource.is_object() {
-        return Attributes {
-            verb: text(resource, "verb"),
+        return RequestInfo {
+            verb: text(resource, "verb").into(),
             is_resource: true,
             group: text(resource, "group"),
             version: text(resource, "version"),
@@ -89,11 +82,11 @@ fn wanted(spec: &Value) -> Attributes {
             subresource: text(resource, "subresource"),
             namespace: text(resource, "namespace"),
             name: text(resource, "name"),
-            path: String::new(),
+            ..RequestInfo::default()
         };
     }
     let plain = &spec["nonResourceAttributes"];
-    Attributes { verb: text(plain, "verb"), path: text(plain, "path"), ..Attributes::default() }
+    RequestInfo { verb: text(plain, "verb").into(), path: text(plain, "path"), ..RequestInfo::default() }
 }
 
 fn subject(spec: &Value) -> UserInfo {

@@ -8,8 +8,10 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bosun_api::resource;
+use bosun_api::selector::parse_field_selector;
 use bosun_api::status::ApiError;
 use bosun_kit::http::{Body, BoxError};
+use bosun_nodeproxy::NodeProxy;
 use bosun_store::Store;
 use futures::future::BoxFuture;
 use http::{Request, Response};
@@ -19,11 +21,12 @@ use k8s_openapi::api::authentication::v1::UserInfo;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::authn::{InProcess, Shown};
-use crate::authorize::{Attributes, Authorizer, MASTERS, in_group};
+use crate::authorize::{Authorization, Policy, attributes, in_group};
 use crate::cache::Caches;
 use crate::call::Call;
 use crate::codec;
 use crate::metrics::Metrics;
+use crate::openapi::Documents;
 use crate::request::{Query, RequestInfo};
 use crate::services::Services;
 use crate::strategy::Part;
@@ -50,8 +53,6 @@ pub struct Config {
     pub authorization: Authorization,
     /// Whether callers who show nothing may see health and discovery.
     pub anonymous: bool,
-    /// Admission rules that are left out, by their names in stock.
-    pub disable_admission: Vec<String>,
 }
 
 /// The keys of service accounts' tokens.
@@ -61,15 +62,6 @@ pub struct ServiceAccountKeys {
     pub private_pem: String,
     /// Its public key, PEM.
     pub public_pem: String,
-}
-
-/// Who may do what.
-#[derive(Clone)]
-pub enum Authorization {
-    /// RBAC and the rules for nodes.
-    Policy,
-    /// Something else, for tests: [`crate::AlwaysAllow`].
-    Custom(Arc<dyn Authorizer>),
 }
 
 impl Default for Config {
@@ -83,9 +75,8 @@ impl Default for Config {
             node_ports: 30000..=32767,
             advertise: None,
             kubelet_tls: None,
-            authorization: Authorization::Policy,
+            authorization: Authorization::default(),
             anonymous: true,
-            disable_admission: Vec::new(),
         }
     }
 }
@@ -125,7 +116,9 @@ pub(crate) struct Inner {
     pub(crate) tokens: Option<Tokens>,
     pub(crate) metrics: Metrics,
     pub(crate) cancel: CancellationToken,
-    authorizer: Arc<dyn Authorizer>,
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) nodes: NodeProxy,
+    pub(crate) documents: Arc<Documents>,
 }
 
 /// What the store says when it refuses, as clients read it.
@@ -145,17 +138,16 @@ impl ApiServer {
     /// # Errors
     /// The store cannot be read or written, or a key is bad.
     pub async fn start(config: Config, store: Arc<dyn Store>) -> Result<Self, StartError> {
-        let caches = Caches::load(store.as_ref()).await?;
+        let policy = Policy::new(config.authorization);
+        let caches = Caches::load(store.as_ref(), policy.clone()).await?;
+        policy.load(&caches);
         let tokens = match &config.service_account_keys {
             Some(keys) => Some(Tokens::new(&keys.private_pem, &keys.public_pem, &config.issuer, &config.audiences)?),
             None => None,
         };
-        let authorizer = match &config.authorization {
-            Authorization::Custom(authorizer) => authorizer.clone(),
-            Authorization::Policy => crate::policy::start(),
-        };
         let cancel = CancellationToken::new();
         let inner = Arc::new(Inner {
+            nodes: crate::connect::node_proxy(config.kubelet_tls.clone()),
             services: Services::new(config.service_cidrs.clone(), config.node_ports.clone()),
             metrics: Metrics::new(),
             cancel: cancel.clone(),
@@ -163,7 +155,8 @@ impl ApiServer {
             store,
             caches,
             tokens,
-            authorizer,
+            policy,
+            documents: Arc::default(),
         });
         inner.clone().spawn();
         crate::bootstrap::prepare(&inner).await?;
@@ -269,35 +262,29 @@ impl Inner {
             return Err(ApiError::unavailable("the server is shutting down"));
         }
         let user = self.authenticate(Shown::by(&request)).await?;
-        self.check_access(&user, &Attributes::of(&info))?;
+        self.check_access(&user, &info, &query)?;
         match info.is_resource {
             true => self.resource(request, info, query, user).await,
-            false => self.plain(&request, &info, &query),
+            false => {
+                let (parts, _) = request.into_parts();
+                self.plain(&parts, &info, &query).await
+            }
         }
     }
 
     /// # Errors
-    /// 403, and 401 for those who have shown nothing and may not do this.
-    fn check_access(&self, user: &UserInfo, attributes: &Attributes) -> Result<(), ApiError> {
-        let anonymous = in_group(user, "system:unauthenticated");
-        if anonymous && !self.config.anonymous {
+    /// 403, and 401 where nothing is shown to those who have shown nothing.
+    fn check_access(&self, user: &UserInfo, info: &RequestInfo, query: &Query) -> Result<(), ApiError> {
+        if !self.config.anonymous && in_group(user, "system:unauthenticated") {
             return Err(ApiError::unauthorized());
         }
-        let decision = self.decide(user, attributes);
-        if decision.allowed {
-            return Ok(());
+        let fields = query.get("fieldSelector").and_then(|text| parse_field_selector(text).ok());
+        let request = attributes(user, info, fields.as_ref());
+        let decision = self.policy.decide(&request);
+        match decision.is_allowed() {
+            true => Ok(()),
+            false => Err(bosun_authz::forbidden(&request, decision.reason())),
         }
-        let name = user.username.as_deref().unwrap_or_default();
-        let why = attributes.refusal(name, &decision.reason);
-        Err(ApiError::forbidden(&attributes.group, &attributes.resource, &attributes.name, &why))
-    }
-
-    /// What the policy says of a request.
-    pub(crate) fn decide(&self, user: &UserInfo, attributes: &Attributes) -> crate::authorize::Decision {
-        if in_group(user, MASTERS) {
-            return crate::authorize::Decision { allowed: true, reason: String::new() };
-        }
-        self.authorizer.authorize(user, attributes)
     }
 
     /// Requests to resources.
@@ -312,10 +299,10 @@ impl Inner {
         if !info.subresource.is_empty() {
             let known = resource.subresource(&info.subresource);
             let known = known.ok_or_else(ApiError::no_such_path)?;
-            if !known.verbs.contains(&info.verb) {
+            if !known.verbs.contains(&info.verb.as_ref()) {
                 return Err(ApiError::method_not_allowed());
             }
-        } else if !resource.has_verb(info.verb) {
+        } else if !resource.has_verb(&info.verb) {
             return Err(ApiError::method_not_allowed());
         }
         if matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy") {
@@ -327,7 +314,7 @@ impl Inner {
             return self.watch(call).await;
         }
         let body = codec::read_body(body).await?;
-        let mut response = match (call.info.subresource.as_str(), call.info.verb) {
+        let mut response = match (call.info.subresource.as_str(), call.info.verb.as_ref()) {
             ("", "get") if resource.is_stored() => self.get(&call).await,
             ("", "list") if resource.is_stored() => self.list(&call).await,
             ("", "create") if resource.is_stored() => self.create(&call, body).await,

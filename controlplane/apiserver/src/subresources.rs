@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 
-use crate::call::Call;
+use crate::call::{Call, Kind};
 use crate::codec;
 use crate::delete::{Options, Preconditions};
 use crate::object::Filter;
@@ -30,7 +30,7 @@ const TOKEN_LONGEST: i64 = 1 << 32;
 impl Inner {
     /// Requests to subresources and to kinds that are answered and forgotten.
     pub(crate) async fn subresource(self: &Arc<Self>, call: &Call, body: Bytes) -> Result<Response<Body>, ApiError> {
-        match (call.resource.plural, call.info.subresource.as_str(), call.info.verb) {
+        match (call.resource.plural, call.info.subresource.as_str(), call.info.verb.as_ref()) {
             ("pods", "binding", "create") => self.bind(call, body, None).await,
             ("bindings", "", "create") => self.bind(call, body, Some(())).await,
             ("pods", "eviction", "create") => self.evict(call, body).await,
@@ -55,7 +55,7 @@ impl Inner {
         body: Bytes,
         own_path: Option<()>,
     ) -> Result<Response<Body>, ApiError> {
-        let binding = call.decode("", "v1", "Binding", &body)?;
+        let binding = call.decode(&Kind::BINDING, &body)?;
         let named = binding["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let pods = resource::find("", "v1", "pods").ok_or_else(ApiError::no_such_path)?;
         let mut target = Call::internal(pods, &call.info.namespace, &call.info.name);
@@ -106,7 +106,7 @@ impl Inner {
 
     /// A pod is asked to go, if the disruption budgets allow it.
     async fn evict(self: &Arc<Self>, call: &Call, body: Bytes) -> Result<Response<Body>, ApiError> {
-        let eviction = call.decode("policy", "v1", "Eviction", &body)?;
+        let eviction = call.decode(&Kind::EVICTION, &body)?;
         let named = eviction["metadata"]["name"].as_str().unwrap_or_default();
         if !named.is_empty() && named != call.info.name {
             return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
@@ -203,8 +203,8 @@ impl Inner {
             .change(call, Part::Main, |old| {
                 let wanted = match &patch {
                     Some(patch) => {
-                        let patched = patch.apply(call.resource, old.clone())?;
-                        call.check_value("", "v1", "Pod", patched)?
+                        let patched = patch.apply(call.resource.definition, old.clone())?;
+                        call.decode_value(&Kind::of(call.resource), patched)?
                     }
                     None => sent.clone(),
                 };
@@ -219,7 +219,7 @@ impl Inner {
                 Ok(new)
             })
             .await?;
-        Ok(call.object(StatusCode::OK, &changed.raw))
+        Ok(call.object(StatusCode::OK, &changed))
     }
 
     /// The namespace controller takes its finalizer off.
@@ -236,7 +236,7 @@ impl Inner {
                 Ok(new)
             })
             .await?;
-        Ok(call.object(StatusCode::OK, &changed.raw))
+        Ok(call.object(StatusCode::OK, &changed))
     }
 
     /// Conditions of a signing request.
@@ -246,7 +246,7 @@ impl Inner {
         let changed = self
             .change(call, Part::Exact, |old| {
                 let wanted = match &patch {
-                    Some(patch) => patch.apply(call.resource, old.clone())?,
+                    Some(patch) => patch.apply(call.resource.definition, old.clone())?,
                     None => sent.clone(),
                 };
                 let mut new = old.clone();
@@ -263,12 +263,12 @@ impl Inner {
                 Ok(new)
             })
             .await?;
-        Ok(call.object(StatusCode::OK, &changed.raw))
+        Ok(call.object(StatusCode::OK, &changed))
     }
 
     /// A token for a service account.
     async fn issue_token(self: &Arc<Self>, call: &Call, body: Bytes) -> Result<Response<Body>, ApiError> {
-        let mut request = call.decode("authentication.k8s.io", "v1", "TokenRequest", &body)?;
+        let mut request = call.decode(&Kind::TOKEN_REQUEST, &body)?;
         let tokens = self
             .tokens
             .as_ref()
@@ -381,14 +381,14 @@ impl Inner {
         let patch = if call.info.verb == "patch" { Some(Patch::read(&call.headers, &body)?) } else { None };
         let sent = match patch {
             Some(_) => Value::Null,
-            None => call.decode("autoscaling", "v1", "Scale", &body)?,
+            None => call.decode(&Kind::SCALE, &body)?,
         };
         let changed = self
             .change(call, Part::Main, |old| {
                 let wanted = match &patch {
                     Some(patch) => {
-                        let patched = patch.apply(call.resource, scale(old))?;
-                        call.check_value("autoscaling", "v1", "Scale", patched)?
+                        let patched = patch.apply(Kind::SCALE.definition, scale(old))?;
+                        call.decode_value(&Kind::SCALE, patched)?
                     }
                     None => sent.clone(),
                 };
@@ -410,7 +410,7 @@ impl Inner {
                 Ok(new)
             })
             .await?;
-        Ok(codec::answer(StatusCode::OK, call.accept, &scale(&changed.raw.value())))
+        Ok(codec::answer(StatusCode::OK, call.accept, &scale(&changed.value())))
     }
 }
 

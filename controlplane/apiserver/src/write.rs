@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bosun_api::resource::Resource;
 use bosun_api::status::ApiError;
+use bosun_api::{defaults, validation};
 use bosun_kit::http::Body;
 use bosun_store::{Txn, TxnOutcome};
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use rand::Rng;
 use serde_json::{Value, json};
 
 use crate::admission::Operation;
-use crate::call::Call;
+use crate::call::{Call, Kind};
 use crate::convert;
 use crate::object::{Raw, encode};
 use crate::patch::Patch;
@@ -29,14 +30,6 @@ const NAME_LENGTH: usize = 63;
 const NAME_TRIES: usize = 8;
 /// How often a change is tried again because another writer was faster.
 const CHANGE_TRIES: usize = 32;
-
-/// What became of an update.
-#[derive(Debug)]
-pub(crate) struct Changed {
-    pub(crate) raw: Raw,
-    /// The update took the last finalizer off, and the object is gone.
-    pub(crate) removed: bool,
-}
 
 /// The moment, as objects carry it: whole seconds, UTC.
 pub(crate) fn now() -> String {
@@ -73,9 +66,10 @@ impl Inner {
 
     async fn create_named(self: &Arc<Self>, call: &Call, mut value: Value) -> Result<Raw, ApiError> {
         let resource = call.resource;
-        self.default(resource, &mut value);
-        self.admit(call, Operation::Create, &mut value, None).await?;
-        self.validate_create(resource, &value)?;
+        let kept = resource.stored_as();
+        defaults::apply(kept, &mut value);
+        self.admit(call, Operation::Create, &mut value, None)?;
+        validation::check(kept, &value, validation::validate_create(kept, &value))?;
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let key = resource.key(call.namespace(), &name);
         if call.dry_run {
@@ -106,7 +100,7 @@ impl Inner {
         let sent = convert::to_stored(call.resource, value);
         check_place(call, &sent)?;
         let changed = self.change(call, part, |_| Ok(sent.clone())).await?;
-        Ok(call.object(StatusCode::OK, &changed.raw))
+        Ok(call.object(StatusCode::OK, &changed))
     }
 
     pub(crate) async fn patch(
@@ -120,13 +114,13 @@ impl Inner {
         let changed = self
             .change(call, part, |old| {
                 let old = convert::from_stored(resource, old.clone());
-                let patched = patch.apply(resource, old)?;
-                let patched = call.check_value(resource.group, resource.version, resource.kind, patched)?;
+                let patched = patch.apply(resource.definition, old)?;
+                let patched = call.decode_value(&Kind::of(resource), patched)?;
                 check_place(call, &patched)?;
                 Ok(convert::to_stored(resource, patched))
             })
             .await?;
-        Ok(call.object(StatusCode::OK, &changed.raw))
+        Ok(call.object(StatusCode::OK, &changed))
     }
 
     /// Change the object that a call names: read, change, admit, validate, write if nobody else was faster, else again.
@@ -135,8 +129,9 @@ impl Inner {
         call: &Call,
         part: Part,
         mut change: impl FnMut(&Value) -> Result<Value, ApiError> + Send,
-    ) -> Result<Changed, ApiError> {
-        let key = call.resource.key(call.namespace(), &call.info.name);
+    ) -> Result<Raw, ApiError> {
+        let kept = call.resource.stored_as();
+        let key = kept.key(call.namespace(), &call.info.name);
         for _ in 0..CHANGE_TRIES {
             let kv = self.store.get(&key).await.map_err(stored)?.ok_or_else(|| call.not_found())?;
             let old = Raw::of(&kv);
@@ -145,17 +140,22 @@ impl Inner {
             check_preconditions(call, &old, &old_value, &new)?;
             strategy::prepare_update(call.resource, part, &old_value, &mut new);
             if part != Part::Exact {
-                self.default(call.resource, &mut new);
+                defaults::apply(kept, &mut new);
             }
-            self.admit(call, Operation::Update(part), &mut new, Some(&old_value)).await?;
-            self.validate_update(call.resource, part, &new, &old_value)?;
+            self.admit(call, Operation::Update(part), &mut new, Some(&old_value))?;
+            let faults = match part {
+                Part::Main => validation::validate_update(kept, &old_value, &new),
+                Part::Status => validation::validate_status_update(&old_value, &new),
+                Part::Exact => Vec::new(),
+            };
+            validation::check(kept, &new, faults)?;
             let held = self.services.hold(call.resource, &mut new, Some(&old_value))?;
             let bytes = encode(&new);
             if old.same(&bytes) {
-                return Ok(Changed { raw: old, removed: false });
+                return Ok(old);
             }
             if call.dry_run {
-                return Ok(Changed { raw: Raw::new(bytes, old.revision), removed: false });
+                return Ok(Raw::new(bytes, old.revision));
             }
             let removed = is_finished(call.resource, &new);
             let txn = match removed {
@@ -167,22 +167,10 @@ impl Inner {
                 if removed {
                     self.services.release(call.resource, &new);
                 }
-                return Ok(Changed { raw: Raw::new(bytes, revision), removed });
+                return Ok(Raw::new(bytes, revision));
             }
         }
         Err(call.conflict())
-    }
-
-    pub(crate) fn default(&self, resource: &Resource, value: &mut Value) {
-        crate::rules::default(resource, value);
-    }
-
-    fn validate_create(&self, resource: &Resource, value: &Value) -> Result<(), ApiError> {
-        crate::rules::validate_create(resource, value)
-    }
-
-    fn validate_update(&self, resource: &Resource, part: Part, new: &Value, old: &Value) -> Result<(), ApiError> {
-        crate::rules::validate_update(resource, part, new, old)
     }
 }
 
@@ -290,9 +278,4 @@ fn generated(base: &str) -> String {
     let mut rng = rand::rng();
     let tail = (0..GENERATED).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())]));
     cut.chars().chain(tail).collect()
-}
-
-/// A short random suffix as generated names have it.
-pub(crate) fn suffix() -> String {
-    generated("")
 }

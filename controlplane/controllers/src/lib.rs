@@ -4,21 +4,29 @@
 //! keys. *Plan*: a pure function compares what is wanted with what is there and answers with writes. *Apply*: a thin
 //! reconciler carries them out, under the identity of the service account that stock gives that controller.
 
+mod bootstrap_tokens;
 mod certificates;
+mod cluster_roles;
+mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod garbage;
+mod history;
+mod job;
 mod namespace;
 mod node;
 mod objects;
 mod options;
+mod pod_gc;
 mod pods;
 mod replicaset;
 mod resources;
 mod runtime;
 mod service_accounts;
 mod service_pods;
+mod statefulset;
 mod watches;
 
 use std::sync::Arc;
@@ -32,6 +40,12 @@ use tokio_util::task::TaskTracker;
 pub use crate::options::{Options, Selection};
 use crate::runtime::Context;
 use crate::watches::Watches;
+
+/// Whom a controller's name stands for: its user and groups, as an in-process caller presents them.
+pub fn identity(controller: &str) -> (String, Vec<String>) {
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
+    (format!("system:serviceaccount:kube-system:{controller}"), groups.map(str::to_owned).to_vec())
+}
 
 /// How the controllers run.
 #[derive(Clone, Debug)]
@@ -91,6 +105,14 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("root-ca-certificate-publisher-controller", service_accounts::start_root_ca),
     ("replicaset-controller", replicaset::start),
     ("deployment-controller", deployment::start),
+    ("daemonset-controller", daemonset::start),
+    ("job-controller", job::start),
+    ("ttl-after-finished-controller", job::ttl::start),
+    ("pod-garbage-collector-controller", pod_gc::start),
+    ("statefulset-controller", statefulset::start),
+    ("disruption-controller", disruption::start),
+    ("clusterrole-aggregation-controller", cluster_roles::start),
+    ("token-cleaner-controller", bootstrap_tokens::start),
     ("endpoints-controller", endpoints::start),
     ("endpointslice-controller", endpointslice::start),
     ("garbage-collector-controller", garbage::start),

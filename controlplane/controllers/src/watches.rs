@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use bosun_kit::informer::Informer;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -92,7 +92,6 @@ watches! {
     controller_revisions: ControllerRevision = whole;
     claims: PersistentVolumeClaim = whole;
     jobs: Job = whole;
-    cron_jobs: CronJob = whole;
     signing_requests: CertificateSigningRequest = whole;
     cluster_roles: ClusterRole = whole;
     disruption_budgets: PodDisruptionBudget = whole;

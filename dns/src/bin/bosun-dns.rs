@@ -6,7 +6,7 @@ use clap::Parser;
 #[command(name = "bosun-dns", version, about = "Cluster DNS: names of Services and pods, all others from upstream")]
 struct Cli {
     #[command(flatten)]
-    args: bosun_dns::Args,
+    options: bosun_dns::Options,
     #[command(flatten)]
     logs: bosun_kit::logs::LogArgs,
 }
@@ -14,6 +14,7 @@ struct Cli {
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse_from(bosun_kit::flags::go_args(std::env::args_os()));
     bosun_kit::logs::init(&cli.logs);
+    bosun_kit::tls::install_crypto();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async { bosun_dns::main(cli.args, bosun_kit::shutdown::token()).await })
+    runtime.block_on(async { cli.options.run(bosun_kit::shutdown::token()).await })
 }

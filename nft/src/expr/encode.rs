@@ -2,6 +2,7 @@
 
 use super::{Base, Cmp, Ct, DynsetOp, Expr, FibResult, Meta, NatKind, Reg, Reject, Verdict};
 use crate::attr::Encoder;
+use crate::object::Family;
 use crate::sys;
 
 impl Base {
@@ -78,6 +79,27 @@ impl Verdict {
     }
 }
 
+impl Reject {
+    /// Tables of one family take ICMP's own codes, tables of both take "icmpx" codes and translate them; each silently
+    /// drops what is of the other kind.
+    fn encode(self, out: &mut Encoder, family: Family) {
+        const ICMP: u32 = 0;
+        const RESET: u32 = 1;
+        const ICMPX: u32 = 2;
+        let (kind, code) = match (self, family) {
+            (Self::TcpReset, _) => (RESET, 0),
+            (Self::PortUnreachable, Family::Ip) => (ICMP, 3),
+            (Self::PortUnreachable, Family::Ip6) => (ICMP, 4),
+            (Self::PortUnreachable, _) => (ICMPX, 1),
+            (Self::AdminProhibited, Family::Ip) => (ICMP, 13),
+            (Self::AdminProhibited, Family::Ip6) => (ICMP, 1),
+            (Self::AdminProhibited, _) => (ICMPX, 3),
+        };
+        words(out, &[(1, kind)]);
+        out.u8(2, code);
+    }
+}
+
 impl Expr {
     /// The name by which the kernel knows the expression.
     pub(crate) fn name(&self) -> &'static str {
@@ -104,25 +126,21 @@ impl Expr {
         }
     }
 
-    pub(crate) fn encode(&self, out: &mut Encoder) {
+    /// Appends the expression for a rule in a table of a family.
+    pub(crate) fn encode(&self, out: &mut Encoder, family: Family) {
         out.nest(sys::NFTA_LIST_ELEM, |out| {
             out.string(sys::NFTA_EXPR_NAME, self.name());
-            out.nest(sys::NFTA_EXPR_DATA, |out| self.encode_data(out));
+            out.nest(sys::NFTA_EXPR_DATA, |out| match self {
+                Self::Reject(reject) => reject.encode(out, family),
+                _ => self.encode_data(out),
+            });
         });
     }
 
     fn encode_data(&self, out: &mut Encoder) {
         match self {
-            Self::Payload {
-                base,
-                offset,
-                len,
-                dreg,
-            } => {
-                words(
-                    out,
-                    &[(1, dreg.0), (2, base.number()), (3, *offset), (4, *len)],
-                );
+            Self::Payload { base, offset, len, dreg } => {
+                words(out, &[(1, dreg.0), (2, base.number()), (3, *offset), (4, *len)]);
             }
             Self::Meta { key, dreg } => words(out, &[(1, dreg.0), (2, key.number())]),
             Self::MetaSet { key, sreg } => words(out, &[(2, key.number()), (3, sreg.0)]),
@@ -137,32 +155,17 @@ impl Expr {
                 words(out, &[(1, sreg.0), (2, op.number())]);
                 value(out, 3, data);
             }
-            Self::Range {
-                invert,
-                sreg,
-                from,
-                to,
-            } => {
+            Self::Range { invert, sreg, from, to } => {
                 words(out, &[(1, sreg.0), (2, u32::from(*invert))]);
                 value(out, 3, from);
                 value(out, 4, to);
             }
-            Self::Bitwise {
-                sreg,
-                dreg,
-                mask,
-                xor,
-            } => {
+            Self::Bitwise { sreg, dreg, mask, xor } => {
                 words(out, &[(1, sreg.0), (2, dreg.0), (3, mask.len() as u32)]);
                 value(out, 4, mask);
                 value(out, 5, xor);
             }
-            Self::Lookup {
-                set,
-                sreg,
-                dreg,
-                invert,
-            } => {
+            Self::Lookup { set, sreg, dreg, invert } => {
                 out.string(1, set);
                 words(out, &[(2, sreg.0)]);
                 if let Some(dreg) = dreg {
@@ -180,57 +183,19 @@ impl Expr {
                 words(out, &[(1, Reg::VERDICT.0)]);
                 out.nest(2, |out| verdict.encode(out));
             }
-            Self::Nat {
-                kind,
-                family,
-                addr,
-                port,
-                flags,
-            } => {
-                words(
-                    out,
-                    &[
-                        (1, u32::from(*kind == NatKind::Destination)),
-                        (2, u32::from(family.number())),
-                    ],
-                );
+            Self::Nat { kind, family, addr, port, flags } => {
+                words(out, &[(1, u32::from(*kind == NatKind::Destination)), (2, u32::from(family.number()))]);
                 optional(out, 3, addr.map(|reg| reg.0));
                 optional(out, 5, port.map(|reg| reg.0));
                 optional(out, 7, (*flags != 0).then_some(*flags));
             }
             Self::Masquerade { flags } => optional(out, 1, (*flags != 0).then_some(*flags)),
             Self::Redirect { port } => optional(out, 1, port.map(|reg| reg.0)),
-            Self::Random {
-                dreg,
-                modulus,
-                offset,
-            } => words(out, &[(1, dreg.0), (2, *modulus), (3, 1), (4, *offset)]),
-            Self::Hash {
-                sreg,
-                len,
-                dreg,
-                modulus,
-                offset,
-                seed,
-            } => {
-                words(
-                    out,
-                    &[
-                        (1, sreg.0),
-                        (2, dreg.0),
-                        (3, *len),
-                        (4, *modulus),
-                        (5, *seed),
-                        (6, *offset),
-                        (7, 0),
-                    ],
-                );
+            Self::Random { dreg, modulus, offset } => words(out, &[(1, dreg.0), (2, *modulus), (3, 1), (4, *offset)]),
+            Self::Hash { sreg, len, dreg, modulus, offset, seed } => {
+                words(out, &[(1, sreg.0), (2, dreg.0), (3, *len), (4, *modulus), (5, *seed), (6, *offset), (7, 0)]);
             }
-            Self::Fib {
-                result,
-                flags,
-                dreg,
-            } => {
+            Self::Fib { result, flags, dreg } => {
                 let result = match result {
                     FibResult::Oif => 1,
                     FibResult::OifName => 2,
@@ -238,13 +203,7 @@ impl Expr {
                 };
                 words(out, &[(1, dreg.0), (2, result), (3, *flags)]);
             }
-            Self::Dynset {
-                set,
-                op,
-                key,
-                data,
-                timeout,
-            } => {
+            Self::Dynset { set, op, key, data, timeout } => {
                 let op = match op {
                     DynsetOp::Add => 0,
                     DynsetOp::Update => 1,
@@ -261,27 +220,12 @@ impl Expr {
                 out.be64(1, 0);
                 out.be64(2, 0);
             }
-            Self::Reject(reject) => {
-                // By family "icmpx" numbers its own codes; a reset has none.
-                let (kind, code) = match reject {
-                    Reject::PortUnreachable => (2, 1),
-                    Reject::AdminProhibited => (2, 3),
-                    Reject::TcpReset => (1, 0),
-                };
-                words(out, &[(1, kind)]);
-                out.u8(2, code);
-            }
-            Self::Limit {
-                rate,
-                per,
-                burst,
-                over,
-            } => {
+            Self::Limit { rate, per, burst, over } => {
                 out.be64(1, *rate);
                 out.be64(2, per.seconds());
                 words(out, &[(3, *burst), (4, 0), (5, u32::from(*over))]);
             }
-            Self::Notrack => {}
+            Self::Reject(_) | Self::Notrack => {}
         }
     }
 }

@@ -2,10 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{
-    Base, Cmp, Ct, DynsetOp, Expr, FibResult, LOCAL_ADDRESS, Meta, NatKind, Reg, Reject, Verdict,
-    fib_flags,
-};
+use super::{Base, Cmp, Ct, DynsetOp, Expr, FibResult, LOCAL_ADDRESS, Meta, NatKind, Reg, Reject, Verdict, fib_flags};
 use crate::object::{Family, Key};
 
 /// The expressions of a rule under construction.
@@ -47,102 +44,51 @@ impl Match {
     /// The family, in tables of family `inet`.
     #[must_use]
     pub fn nfproto(self, family: Family) -> Self {
-        self.compare(
-            Expr::Meta {
-                key: Meta::NfProto,
-                dreg: R0,
-            },
-            Cmp::Eq,
-            vec![family.number()],
-        )
+        self.compare(Expr::Meta { key: Meta::NfProto, dreg: R0 }, Cmp::Eq, vec![family.number()])
     }
 
     /// The name of the input device.
     #[must_use]
     pub fn iifname(self, name: &str) -> Self {
-        self.compare(
-            Expr::Meta {
-                key: Meta::IifName,
-                dreg: R0,
-            },
-            Cmp::Eq,
-            device(name),
-        )
+        self.compare(Expr::Meta { key: Meta::IifName, dreg: R0 }, Cmp::Eq, device(name))
     }
 
     /// The name of the output device.
     #[must_use]
     pub fn oifname(self, name: &str) -> Self {
-        self.compare(
-            Expr::Meta {
-                key: Meta::OifName,
-                dreg: R0,
-            },
-            Cmp::Eq,
-            device(name),
-        )
+        self.compare(Expr::Meta { key: Meta::OifName, dreg: R0 }, Cmp::Eq, device(name))
     }
 
     /// Any output device but this one.
     #[must_use]
     pub fn oifname_not(self, name: &str) -> Self {
-        self.compare(
-            Expr::Meta {
-                key: Meta::OifName,
-                dreg: R0,
-            },
-            Cmp::Ne,
-            device(name),
-        )
+        self.compare(Expr::Meta { key: Meta::OifName, dreg: R0 }, Cmp::Ne, device(name))
     }
 
     /// The start of the input device's name.
     #[must_use]
     pub fn iifname_prefix(self, prefix: &str) -> Self {
         let data = prefix.as_bytes()[..prefix.len().min(15)].to_vec();
-        self.compare(
-            Expr::Meta {
-                key: Meta::IifName,
-                dreg: R0,
-            },
-            Cmp::Eq,
-            data,
-        )
+        self.compare(Expr::Meta { key: Meta::IifName, dreg: R0 }, Cmp::Eq, data)
     }
 
     /// The protocol above IP.
     #[must_use]
     pub fn l4proto(self, number: u8) -> Self {
-        self.compare(
-            Expr::Meta {
-                key: Meta::L4Proto,
-                dreg: R0,
-            },
-            Cmp::Eq,
-            vec![number],
-        )
+        self.compare(Expr::Meta { key: Meta::L4Proto, dreg: R0 }, Cmp::Eq, vec![number])
     }
 
     /// The source port; the protocol must have been matched before.
     #[must_use]
     pub fn sport(self, port: u16) -> Self {
-        let load = Expr::Payload {
-            base: Base::Transport,
-            offset: 0,
-            len: 2,
-            dreg: R0,
-        };
+        let load = Expr::Payload { base: Base::Transport, offset: 0, len: 2, dreg: R0 };
         self.compare(load, Cmp::Eq, port.to_be_bytes().to_vec())
     }
 
     /// The destination port; the protocol must have been matched before.
     #[must_use]
     pub fn dport(self, port: u16) -> Self {
-        self.compare(
-            Expr::destination_port(R0),
-            Cmp::Eq,
-            port.to_be_bytes().to_vec(),
-        )
+        self.compare(Expr::destination_port(R0), Cmp::Eq, port.to_be_bytes().to_vec())
     }
 
     /// The source address.
@@ -182,34 +128,20 @@ impl Match {
     }
 
     fn source_in(self, net: IpAddr, prefix: u8, op: Cmp) -> Self {
-        self.then(Expr::source_address(family(net), R0))
-            .network(net, prefix, op)
+        self.then(Expr::source_address(family(net), R0)).network(net, prefix, op)
     }
 
     fn destination_in(self, net: IpAddr, prefix: u8, op: Cmp) -> Self {
-        self.then(Expr::destination_address(family(net), R0))
-            .network(net, prefix, op)
+        self.then(Expr::destination_address(family(net), R0)).network(net, prefix, op)
     }
 
     fn network(self, net: IpAddr, prefix: u8, op: Cmp) -> Self {
         let bytes = Key::new().ip(net).as_slice().to_vec();
         let mask: Vec<u8> = (0..bytes.len()).map(|at| mask_byte(prefix, at)).collect();
-        let data: Vec<u8> = bytes
-            .iter()
-            .zip(&mask)
-            .map(|(byte, mask)| byte & mask)
-            .collect();
+        let data: Vec<u8> = bytes.iter().zip(&mask).map(|(byte, mask)| byte & mask).collect();
         let whole = mask.iter().all(|byte| *byte == 255);
-        let masked = if whole {
-            self
-        } else {
-            self.then(Expr::Bitwise {
-                sreg: R0,
-                dreg: R0,
-                xor: vec![0; mask.len()],
-                mask,
-            })
-        };
+        let masked =
+            if whole { self } else { self.then(Expr::Bitwise { sreg: R0, dreg: R0, xor: vec![0; mask.len()], mask }) };
         masked.then(Expr::Cmp { op, sreg: R0, data })
     }
 
@@ -227,113 +159,61 @@ impl Match {
 
     fn address_type(self, flags: u32, local: bool) -> Self {
         let op = if local { Cmp::Eq } else { Cmp::Ne };
-        let load = Expr::Fib {
-            result: FibResult::AddressType,
-            flags,
-            dreg: R0,
-        };
+        let load = Expr::Fib { result: FibResult::AddressType, flags, dreg: R0 };
         self.compare(load, op, LOCAL_ADDRESS.to_ne_bytes().to_vec())
     }
 
     /// Any of these bits of the packet mark set.
     #[must_use]
     pub fn mark_any(self, bits: u32) -> Self {
-        self.then(Expr::Meta {
-            key: Meta::Mark,
-            dreg: R0,
-        })
-        .bits(bits, Cmp::Ne)
+        self.then(Expr::Meta { key: Meta::Mark, dreg: R0 }).bits(bits, Cmp::Ne)
     }
 
     /// None of these bits of the packet mark set.
     #[must_use]
     pub fn mark_none(self, bits: u32) -> Self {
-        self.then(Expr::Meta {
-            key: Meta::Mark,
-            dreg: R0,
-        })
-        .bits(bits, Cmp::Eq)
+        self.then(Expr::Meta { key: Meta::Mark, dreg: R0 }).bits(bits, Cmp::Eq)
     }
 
     /// Any of these states, see [`super::ct_state`].
     #[must_use]
     pub fn ct_state(self, bits: u32) -> Self {
-        self.then(Expr::Ct {
-            key: Ct::State,
-            reply: None,
-            dreg: R0,
-        })
-        .bits(bits, Cmp::Ne)
+        self.then(Expr::Ct { key: Ct::State, reply: None, dreg: R0 }).bits(bits, Cmp::Ne)
     }
 
     /// Any of these status bits, see [`super::ct_status`].
     #[must_use]
     pub fn ct_status(self, bits: u32) -> Self {
-        self.then(Expr::Ct {
-            key: Ct::Status,
-            reply: None,
-            dreg: R0,
-        })
-        .bits(bits, Cmp::Ne)
+        self.then(Expr::Ct { key: Ct::Status, reply: None, dreg: R0 }).bits(bits, Cmp::Ne)
     }
 
     fn bits(self, bits: u32, op: Cmp) -> Self {
-        self.then(Expr::Bitwise {
-            sreg: R0,
-            dreg: R0,
-            mask: bits.to_ne_bytes().to_vec(),
-            xor: vec![0; 4],
-        })
-        .then(Expr::Cmp {
-            op,
-            sreg: R0,
-            data: vec![0; 4],
-        })
+        self.then(Expr::Bitwise { sreg: R0, dreg: R0, mask: bits.to_ne_bytes().to_vec(), xor: vec![0; 4] })
+            .then(Expr::Cmp { op, sreg: R0, data: vec![0; 4] })
     }
 
     /// The key in the first register on is in a set.
     #[must_use]
     pub fn in_set(self, set: impl Into<String>) -> Self {
-        self.then(Expr::Lookup {
-            set: set.into(),
-            sreg: R0,
-            dreg: None,
-            invert: false,
-        })
+        self.then(Expr::Lookup { set: set.into(), sreg: R0, dreg: None, invert: false })
     }
 
     /// The key in the first register on is not in a set.
     #[must_use]
     pub fn not_in_set(self, set: impl Into<String>) -> Self {
-        self.then(Expr::Lookup {
-            set: set.into(),
-            sreg: R0,
-            dreg: None,
-            invert: true,
-        })
+        self.then(Expr::Lookup { set: set.into(), sreg: R0, dreg: None, invert: true })
     }
 
     /// Does what a verdict map says for the key in the first register on.
     #[must_use]
     pub fn verdict_map(self, map: impl Into<String>) -> Self {
-        self.then(Expr::Lookup {
-            set: map.into(),
-            sreg: R0,
-            dreg: Some(Reg::VERDICT),
-            invert: false,
-        })
+        self.then(Expr::Lookup { set: map.into(), sreg: R0, dreg: Some(Reg::VERDICT), invert: false })
     }
 
     /// Adds or renews an element of a dynamic set, with the key in the first register on.
     #[must_use]
     pub fn update(self, set: impl Into<String>, timeout: Option<u64>) -> Self {
-        self.then(Expr::Dynset {
-            set: set.into(),
-            op: DynsetOp::Update,
-            key: R0,
-            data: None,
-            timeout,
-        })
+        self.then(Expr::Dynset { set: set.into(), op: DynsetOp::Update, key: R0, data: None, timeout })
     }
 
     /// Sets bits of the packet mark.
@@ -350,20 +230,9 @@ impl Match {
 
     fn change_mark(self, mask: u32, xor: u32) -> Self {
         let (mask, xor) = (mask.to_ne_bytes().to_vec(), xor.to_ne_bytes().to_vec());
-        self.then(Expr::Meta {
-            key: Meta::Mark,
-            dreg: R0,
-        })
-        .then(Expr::Bitwise {
-            sreg: R0,
-            dreg: R0,
-            mask,
-            xor,
-        })
-        .then(Expr::MetaSet {
-            key: Meta::Mark,
-            sreg: R0,
-        })
+        self.then(Expr::Meta { key: Meta::Mark, dreg: R0 })
+            .then(Expr::Bitwise { sreg: R0, dreg: R0, mask, xor })
+            .then(Expr::MetaSet { key: Meta::Mark, sreg: R0 })
     }
 
     /// Translates the destination.
@@ -385,13 +254,7 @@ impl Match {
             self = self.then(Expr::load(port_reg, &Key::new().port(port)));
         }
         let port = port.map(|_| port_reg);
-        self.then(Expr::Nat {
-            kind,
-            family: family(addr),
-            addr: Some(R0),
-            port,
-            flags: 0,
-        })
+        self.then(Expr::Nat { kind, family: family(addr), addr: Some(R0), port, flags: 0 })
     }
 
     /// Translates the source to the output device's address.
@@ -403,9 +266,7 @@ impl Match {
     /// Translates the source to the output device's address and a fully random port.
     #[must_use]
     pub fn masquerade_random(self) -> Self {
-        self.then(Expr::Masquerade {
-            flags: super::nat_flags::FULLY_RANDOM,
-        })
+        self.then(Expr::Masquerade { flags: super::nat_flags::FULLY_RANDOM })
     }
 
     /// Counts.
@@ -452,11 +313,7 @@ impl Match {
 }
 
 fn family(addr: IpAddr) -> Family {
-    if addr.is_ipv6() {
-        Family::Ip6
-    } else {
-        Family::Ip
-    }
+    if addr.is_ipv6() { Family::Ip6 } else { Family::Ip }
 }
 
 fn width(addr: IpAddr) -> u8 {

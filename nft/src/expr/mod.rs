@@ -412,58 +412,28 @@ pub enum Expr {
 impl Expr {
     /// Loads the source address of IPv4 or IPv6.
     pub fn source_address(family: Family, dreg: Reg) -> Self {
-        let (offset, len) = if family == Family::Ip6 {
-            (8, 16)
-        } else {
-            (12, 4)
-        };
-        Self::Payload {
-            base: Base::Network,
-            offset,
-            len,
-            dreg,
-        }
+        let (offset, len) = if family == Family::Ip6 { (8, 16) } else { (12, 4) };
+        Self::Payload { base: Base::Network, offset, len, dreg }
     }
 
     /// Loads the destination address of IPv4 or IPv6.
     pub fn destination_address(family: Family, dreg: Reg) -> Self {
-        let (offset, len) = if family == Family::Ip6 {
-            (24, 16)
-        } else {
-            (16, 4)
-        };
-        Self::Payload {
-            base: Base::Network,
-            offset,
-            len,
-            dreg,
-        }
+        let (offset, len) = if family == Family::Ip6 { (24, 16) } else { (16, 4) };
+        Self::Payload { base: Base::Network, offset, len, dreg }
     }
 
     /// Loads the destination port.
     pub fn destination_port(dreg: Reg) -> Self {
-        Self::Payload {
-            base: Base::Transport,
-            offset: 2,
-            len: 2,
-            dreg,
-        }
+        Self::Payload { base: Base::Transport, offset: 2, len: 2, dreg }
     }
 
     /// Matches when a register holds a value.
     pub fn equal(sreg: Reg, value: impl Into<Vec<u8>>) -> Self {
-        Self::Cmp {
-            op: Cmp::Eq,
-            sreg,
-            data: value.into(),
-        }
+        Self::Cmp { op: Cmp::Eq, sreg, data: value.into() }
     }
 
     /// Loads a constant.
     pub fn load(dreg: Reg, value: &Key) -> Self {
-        Self::Immediate {
-            dreg,
-            data: value.as_slice().to_vec(),
-        }
+        Self::Immediate { dreg, data: value.as_slice().to_vec() }
     }
 }

@@ -1,14 +1,19 @@
 //! Bad input: each is refused with a sentence that names the thing, and nothing is half done.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use bosun_tests::program::output;
+use bosun_tests::Kubectl;
+use bosun_tests::process::{Daemon, eventually};
+use bosun_tests::program::{call, output};
+use bosun_tests::tools::KUBECTL;
 
 use crate::Cases;
-use crate::case::{Case, Era, has};
+use crate::case::{Case, Era, LIMIT, has};
 
 pub(crate) const CASES: Cases = &[
     ("malformed_manifests", malformed_manifests),
@@ -17,6 +22,7 @@ pub(crate) const CASES: Cases = &[
     ("bad_start_of_an_agent", bad_start_of_an_agent),
     ("bad_start_of_a_server", bad_start_of_a_server),
     ("foreign_credentials", foreign_credentials),
+    ("a_full_disk_refuses_writes", a_full_disk_refuses_writes),
 ];
 
 fn malformed_manifests(case: &Case) -> Result<()> {
@@ -129,7 +135,7 @@ fn foreign_credentials(case: &Case) -> Result<()> {
     let url = case.cluster.url();
     let anonymous = Command::new("timeout")
         .arg("30")
-        .arg(case.cluster.tools.path(&bosun_tests::tools::KUBECTL))
+        .arg(case.cluster.tools.path(&KUBECTL))
         .args(["--kubeconfig=/dev/null", "--server", &url, "--insecure-skip-tls-verify", "--token=nonsense"])
         .args(["get", "pods"])
         .output()?;
@@ -138,5 +144,44 @@ fn foreign_credentials(case: &Case) -> Result<()> {
     let limited = ["auth", "can-i", "list", "secrets", "--as=system:serviceaccount:default:default"];
     let said = output(&mut case.kubectl.command(&limited))?;
     has(&String::from_utf8_lossy(&said.stdout), "no")?;
+    Ok(())
+}
+
+/// A server of its own on a small file system: full, it serves reads and says why it refuses writes; with room again
+/// it goes on.
+fn a_full_disk_refuses_writes(case: &Case) -> Result<()> {
+    if case.era == Era::Old {
+        return Ok(());
+    }
+    let folder = case.cluster.fabric.data.join("full");
+    fs::create_dir_all(&folder)?;
+    call("mount", &["-t", "tmpfs", "-o", "size=48m", "tmpfs", &folder.display().to_string()])?;
+    let kubeconfig = folder.join("admin.kubeconfig");
+    let server = Daemon::new("full-server", &case.cluster.fabric.run(), &case.cluster.fabric.logs());
+    let mut command = Command::new(case.cluster.binaries.join("bosun"));
+    command.arg("server").arg("--data-dir").arg(folder.join("server")).arg("--write-kubeconfig").arg(&kubeconfig);
+    command.args(["--bind-address", "127.0.0.1", "--secure-port", "7443", "--disable", "dns"]);
+    server.start(&mut command)?;
+    let kubectl = Kubectl::new(&case.cluster.tools.path(&KUBECTL), &kubeconfig);
+    server.wait("readiness", LIMIT, || kubeconfig.exists() && kubectl.ask(&["get", "--raw=/readyz"]).is_ok())?;
+    let written = || (0..200).try_for_each(|number| write_one(&kubectl, number));
+    let filler = folder.join("filler");
+    let mut file = fs::File::create(&filler)?;
+    while file.write_all(&[1; 65536]).is_ok() {}
+    let refused = written().err().map(|error| format!("{error:#}"));
+    has(&refused.unwrap_or_else(|| "nothing was refused".to_owned()), "space")?;
+    has(&kubectl.ask(&["get", "namespaces"])?, "kube-system")?;
+    drop(file);
+    fs::remove_file(&filler)?;
+    eventually("writes with room again", LIMIT, || write_one(&kubectl, 1000))?;
+    server.stop(Duration::from_secs(10))?;
+    call("umount", &[&folder.display().to_string()])?;
+    Ok(())
+}
+
+fn write_one(kubectl: &Kubectl, number: usize) -> Result<()> {
+    let text = "x".repeat(400_000);
+    let object = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: big-{number}}}\ndata: {{text: {text}}}\n");
+    kubectl.feed(&["create", "--validate=false", "-f", "-"], &object)?;
     Ok(())
 }

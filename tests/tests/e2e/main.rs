@@ -43,8 +43,9 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Cases wait more than they compute.
     arguments.test_threads.get_or_insert(4);
-    if arguments.list {
-        return libtest_mimic::run(&arguments, beside(None)).exit_code();
+    if arguments.list || !wanted(&arguments) {
+        let all = beside(None).into_iter().chain(trials("faults", faults::CASES, None)).collect();
+        return libtest_mimic::run(&arguments, all).exit_code();
     }
     match run(&arguments) {
         Ok(true) => ExitCode::SUCCESS,
@@ -81,6 +82,13 @@ fn run(arguments: &Arguments) -> Result<bool> {
     cluster.stop();
     take_down(&fabric, &|_| {})?;
     result
+}
+
+/// Whether any case is asked for: a cluster for nothing takes seconds.
+fn wanted(arguments: &Arguments) -> bool {
+    let Some(filter) = &arguments.filter else { return true };
+    let all = beside(None).into_iter().chain(trials("faults", faults::CASES, None));
+    all.into_iter().any(|trial| trial.name().contains(filter.as_str()))
 }
 
 fn passed(conclusion: &Conclusion) -> bool {

@@ -91,6 +91,7 @@ async fn watches_see_changes_from_where_they_were() {
 #[tokio::test]
 async fn status_and_spec_are_apart() {
     let server = Server::start().await;
+    server.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
     let spec = json!({"nodeName": "n", "containers": [{"name": "c", "image": "i"}]});
     let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p"}, "spec": spec,
         "status": {"phase": "Running"}});

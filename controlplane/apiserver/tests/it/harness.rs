@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bosun_apiserver::{AlwaysAllow, ApiServer, Authorization, Config, user};
+use bosun_apiserver::{ApiServer, Authorization, Config, user};
 use bosun_store::EmbeddedStore;
 use http::Request;
 use kube::Client;
@@ -10,7 +10,8 @@ use serde_json::Value;
 
 /// A server for one test.
 pub(crate) struct Server {
-    pub(crate) api: ApiServer,
+    pub(crate) store: Arc<EmbeddedStore>,
+    _api: ApiServer,
     pub(crate) client: Client,
 }
 
@@ -21,10 +22,11 @@ impl Server {
     }
 
     pub(crate) async fn with(config: Config) -> Self {
-        let config = Config { authorization: Authorization::Custom(Arc::new(AlwaysAllow)), ..config };
-        let api = ApiServer::start(config, Arc::new(EmbeddedStore::in_memory().unwrap())).await.unwrap();
+        let config = Config { authorization: Authorization::AlwaysAllow, ..config };
+        let store = Arc::new(EmbeddedStore::in_memory().unwrap());
+        let api = ApiServer::start(config, store.clone()).await.unwrap();
         let client = api.client_as(user("admin", ["system:masters"]));
-        Self { api, client }
+        Self { store, _api: api, client }
     }
 
     /// A raw request; the answer's JSON.

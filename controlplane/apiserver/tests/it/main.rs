@@ -2,5 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a failed unwrap is the report")]
 
+mod access;
 mod basics;
 mod harness;
+mod semantics;

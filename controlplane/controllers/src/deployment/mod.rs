@@ -1,6 +1,7 @@
 //! Deployments: ReplicaSets rolled from one template to the next.
 
 mod plan;
+pub(crate) use plan::scaled;
 mod status;
 
 use std::sync::Arc;

@@ -1,0 +1,193 @@
+//! Whether this node takes a pod: a last look, after the scheduler's. Pure.
+
+use std::collections::BTreeMap;
+
+use bosun_api::pod::{Resources, requests};
+use bosun_api::quantity::Quantity;
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint};
+
+use crate::pod::spec;
+
+/// What a node has to offer.
+#[derive(Clone, Debug, Default)]
+pub struct Offer {
+    /// Whether the Node object was seen yet; until then only what needs none of it is looked at.
+    pub known: bool,
+    /// The node's name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its taints.
+    pub taints: Vec<Taint>,
+    /// What pods may ask for in all; a resource that is not named is not looked at.
+    pub allocatable: Resources,
+    /// How many pods it takes.
+    pub max_pods: usize,
+}
+
+/// Why a pod is refused: reason and message of its status.
+pub type Refusal = (String, String);
+
+/// Whether the node takes `pod` beside `others` (those that hold resources: not ended).
+///
+/// # Errors
+/// The reason and message, in stock's words.
+pub fn admit(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
+    let refuse = |reason: &str, message: String| Err((reason.to_owned(), message));
+    if let Some(os) = spec::spec(pod).os.as_ref().filter(|os| os.name != "linux") {
+        let message = format!("Failed to admit pod as the OS field doesn't match node OS: pod wants {}", os.name);
+        return refuse("PodOSNotSupported", message);
+    }
+    let wants_os = spec::spec(pod).node_selector.as_ref().and_then(|s| s.get("kubernetes.io/os"));
+    if wants_os.is_some_and(|os| os != "linux") {
+        let message = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+        return refuse("PodOSSelectorNodeLabelDoesNotMatch", message.to_owned());
+    }
+    if !offer.known {
+        return Ok(());
+    }
+    if others.len() >= offer.max_pods {
+        let message = format!(
+            "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}",
+            others.len(),
+            offer.max_pods
+        );
+        return refuse("OutOfpods", message);
+    }
+    resources(pod, others, offer)?;
+    if !selected(pod, offer) {
+        return refuse(
+            "NodeAffinity",
+            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".into(),
+        );
+    }
+    if host_ports(pod).iter().any(|port| others.iter().any(|other| host_ports(other).iter().any(|o| clash(port, o)))) {
+        let message =
+            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        return refuse("NodePorts", message.into());
+    }
+    Ok(())
+}
+
+fn resources(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
+    let wanted = requests(pod);
+    let used = others.iter().fold(Resources::new(), |mut used, other| {
+        bosun_api::pod::add(&mut used, &requests(other));
+        used
+    });
+    for (name, wanted) in wanted.iter().filter(|(_, amount)| !amount.is_zero()) {
+        let Some(capacity) = offer.allocatable.get(name) else { continue };
+        let used = used.get(name).cloned().unwrap_or_default();
+        let amount = |q: &Quantity| if name == "cpu" { q.milli_value() } else { q.value() };
+        if amount(&used) + amount(wanted) > amount(capacity) {
+            let message = format!(
+                "Pod was rejected: Node didn't have enough resource: {name}, requested: {}, used: {}, capacity: {}",
+                amount(wanted),
+                amount(&used),
+                amount(capacity)
+            );
+            return Err((format!("OutOf{name}"), message));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the pod's node selector and required node affinity fit.
+fn selected(pod: &Pod, offer: &Offer) -> bool {
+    let labels = &offer.labels;
+    let by_selector = spec::spec(pod).node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let required = spec::spec(pod)
+        .affinity
+        .as_ref()
+        .and_then(|a| a.node_affinity.as_ref())
+        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    by_selector && required.is_none_or(|r| r.node_selector_terms.iter().any(|term| term_fits(term, offer)))
+}
+
+fn term_fits(term: &NodeSelectorTerm, offer: &Offer) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    let by_name = |r: &NodeSelectorRequirement| r.key == "metadata.name" && fits(r, Some(&offer.name));
+    // A term without requirements fits nothing.
+    (!expressions.is_empty() || !fields.is_empty())
+        && expressions.iter().all(|r| fits(r, offer.labels.get(&r.key)))
+        && fields.iter().all(by_name)
+}
+
+fn fits(requirement: &NodeSelectorRequirement, value: Option<&String>) -> bool {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let number = |text: &String| text.parse::<i64>().ok();
+    let compare = |wanted: fn(i64, i64) -> bool| {
+        let pair = value.and_then(number).zip(values.first().and_then(number));
+        pair.is_some_and(|(have, limit)| wanted(have, limit))
+    };
+    match requirement.operator.as_str() {
+        "In" => value.is_some_and(|v| values.contains(v)),
+        "NotIn" => value.is_none_or(|v| !values.contains(v)),
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => compare(|have, limit| have > limit),
+        "Lt" => compare(|have, limit| have < limit),
+        _ => false,
+    }
+}
+
+type HostPort<'a> = (&'a str, &'a str, i32);
+
+fn host_ports(pod: &Pod) -> Vec<HostPort<'_>> {
+    let ports = spec::spec(pod).containers.iter().flat_map(|c| c.ports.iter().flatten());
+    ports
+        .filter_map(|port| {
+            let number =
+                port.host_port.or(spec::host_network(pod).then_some(port.container_port)).filter(|p| *p > 0)?;
+            Some((port.host_ip.as_deref().unwrap_or("0.0.0.0"), port.protocol.as_deref().unwrap_or("TCP"), number))
+        })
+        .collect()
+}
+
+fn clash(a: &HostPort<'_>, b: &HostPort<'_>) -> bool {
+    let anywhere = |ip: &str| matches!(ip, "" | "0.0.0.0" | "::");
+    (a.1, a.2) == (b.1, b.2) && (anywhere(a.0) || anywhere(b.0) || a.0 == b.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(spec: serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    fn offer() -> Offer {
+        Offer {
+            known: true,
+            name: "n".into(),
+            labels: [("zone".to_owned(), "a".to_owned())].into(),
+            allocatable: [("cpu".to_owned(), Quantity::from_milli(1000))].into(),
+            max_pods: 2,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn each_refusal_has_its_reason() {
+        let half = json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "600m"}}, "ports": [{"containerPort": 80, "hostPort": 80}]}]});
+        let running = pod(half.clone());
+        let reason = |wanted: &Pod, others: &[&Pod]| admit(wanted, others, &offer()).map_err(|(reason, _)| reason);
+        assert_eq!(reason(&running, &[]), Ok(()));
+        assert_eq!(reason(&running, &[&running]), Err("OutOfcpu".into()));
+        let (_, message) = admit(&running, &[&running], &offer()).unwrap_err();
+        assert_eq!(
+            message,
+            "Pod was rejected: Node didn't have enough resource: cpu, requested: 600, used: 600, capacity: 1000"
+        );
+        let port = pod(json!({"containers": [{"name": "a", "ports": [{"containerPort": 80, "hostPort": 80}]}]}));
+        assert_eq!(reason(&port, &[&running]), Err("NodePorts".into()));
+        assert_eq!(reason(&port, &[&port, &port]), Err("OutOfpods".into()));
+        let elsewhere = pod(json!({"containers": [], "nodeSelector": {"zone": "b"}}));
+        assert_eq!(reason(&elsewhere, &[]), Err("NodeAffinity".into()));
+        let windows = pod(json!({"containers": [], "os": {"name": "windows"}}));
+        assert_eq!(reason(&windows, &[]), Err("PodOSNotSupported".into()));
+    }
+}

@@ -1,0 +1,129 @@
+//! What a configuration must satisfy beyond its types.
+
+use super::{Error, GATES, KubeletConfiguration};
+use bosun_kit::gates::FeatureGates;
+
+impl KubeletConfiguration {
+    /// Checks the configuration as a whole, naming every fault at once.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with one sentence a fault, in the style of stock's.
+    pub fn check(&self) -> Result<(), Error> {
+        let mut faults = Vec::new();
+        let mut fault = |wrong: bool, text: String| {
+            if wrong {
+                faults.push(text);
+            }
+        };
+        let range = |value: i32, low: i32, high: i32| value < low || value > high;
+        fault(range(self.port, 1, 65535), format!("port {} must be between 1 and 65535, inclusive", self.port));
+        fault(
+            range(self.read_only_port, 0, 65535),
+            format!("readOnlyPort {} must be between 0 and 65535, inclusive", self.read_only_port),
+        );
+        fault(
+            range(self.healthz_port, 0, 65535),
+            format!("healthzPort {} must be between 0 and 65535, inclusive", self.healthz_port),
+        );
+        fault(
+            range(self.oom_score_adj, -1000, 1000),
+            format!("oomScoreAdj {} must be between -1000 and 1000, inclusive", self.oom_score_adj),
+        );
+        fault(self.max_pods < 0, format!("maxPods {} must not be a negative number", self.max_pods));
+        fault(self.pods_per_core < 0, format!("podsPerCore {} must not be a negative number", self.pods_per_core));
+        fault(
+            self.node_lease_duration_seconds <= 0,
+            format!("nodeLeaseDurationSeconds {} must be greater than 0", self.node_lease_duration_seconds),
+        );
+        let (low, high) = (self.image_gc_low_threshold_percent, self.image_gc_high_threshold_percent);
+        fault(range(high, 0, 100), format!("imageGCHighThresholdPercent {high} must be between 0 and 100, inclusive"));
+        fault(range(low, 0, 100), format!("imageGCLowThresholdPercent {low} must be between 0 and 100, inclusive"));
+        fault(
+            low >= high,
+            format!("imageGCLowThresholdPercent {low} must be less than imageGCHighThresholdPercent {high}"),
+        );
+        fault(
+            !matches!(self.cgroup_driver.as_str(), "cgroupfs" | "systemd"),
+            format!("cgroupDriver {:?} must be cgroupfs or systemd", self.cgroup_driver),
+        );
+        fault(
+            !self.cgroups_per_qos
+                && self.enforce_node_allocatable.as_ref().is_some_and(|e| e.iter().any(|e| e == "pods")),
+            "enforceNodeAllocatable: pods needs cgroupsPerQOS: true".to_owned(),
+        );
+        fault(
+            !matches!(self.authorization.mode.as_str(), "Webhook" | "AlwaysAllow"),
+            format!("authorization.mode {:?} must be Webhook or AlwaysAllow", self.authorization.mode),
+        );
+        fault(
+            !matches!(self.config_map_and_secret_change_detection_strategy.as_str(), "Watch" | "Cache" | "Get"),
+            format!(
+                "configMapAndSecretChangeDetectionStrategy {:?} must be Watch, Cache or Get",
+                self.config_map_and_secret_change_detection_strategy
+            ),
+        );
+        fault(
+            self.serialize_image_pulls == Some(true) && self.max_parallel_image_pulls.is_some_and(|n| n > 1),
+            "maxParallelImagePulls cannot be larger than 1 unless serializeImagePulls is false".to_owned(),
+        );
+        fault(
+            self.max_parallel_image_pulls.is_some_and(|n| n < 1),
+            "maxParallelImagePulls must be a positive number".to_owned(),
+        );
+        if let Some(period) = self.crash_loop_back_off.max_container_restart_period {
+            fault(
+                period.0.as_secs_f64() < 1.0 || period.0.as_secs() > 300,
+                format!("crashLoopBackOff.maxContainerRestartPeriod {period} must be between 1s and 300s"),
+            );
+        }
+        fault(
+            self.tls_cert_file.is_empty() != self.tls_private_key_file.is_empty(),
+            "tlsCertFile and tlsPrivateKeyFile must be given together".to_owned(),
+        );
+        fault(
+            !matches!(self.tls_min_version.as_str(), "" | "VersionTLS12" | "VersionTLS13"),
+            format!("tlsMinVersion {:?} must be VersionTLS12 or VersionTLS13", self.tls_min_version),
+        );
+        for address in &self.cluster_dns {
+            fault(address.parse::<std::net::IpAddr>().is_err(), format!("clusterDNS: {address:?} is no IP address"));
+        }
+        fault(
+            !self.pod_logs_dir.starts_with('/'),
+            format!("podLogsDir {:?} must be an absolute path", self.pod_logs_dir),
+        );
+        fault(
+            self.shutdown_grace_period < self.shutdown_grace_period_critical_pods,
+            "shutdownGracePeriod must not be shorter than shutdownGracePeriodCriticalPods".to_owned(),
+        );
+        if let Err(text) = self.gates() {
+            fault(true, text);
+        }
+        if faults.is_empty() { Ok(()) } else { Err(Error::Invalid(faults)) }
+    }
+
+    /// The feature gates as this configuration sets them.
+    ///
+    /// # Errors
+    /// A gate that is unknown, or locked to another value.
+    pub fn gates(&self) -> Result<FeatureGates, String> {
+        let mut gates = FeatureGates::new(GATES);
+        for (name, value) in &self.feature_gates {
+            gates.set(name, *value).map_err(|error| error.to_string())?;
+        }
+        Ok(gates)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_is_named_at_once() {
+        let text = "port: 70000\nclusterDNS: [ten]\nimageGCLowThresholdPercent: 90\nfeatureGates: {NoSuchGate: true}";
+        let error = KubeletConfiguration::parse(text, "f").unwrap_err().to_string();
+        for part in ["port 70000", "clusterDNS: \"ten\"", "imageGCLowThresholdPercent 90", "NoSuchGate"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What every pod worker shares.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+
+use crate::cgroups::Cgroups;
+use crate::cri::Runtime;
+use crate::images::Images;
+use crate::make::Node;
+use crate::objects::Objects;
+use crate::observe::Observer;
+use crate::report::Report;
+
+/// What every pod worker shares.
+pub struct Context {
+    /// This node.
+    pub node: Arc<Node>,
+    /// The container runtime.
+    pub runtime: Arc<dyn Runtime>,
+    /// What watches it.
+    pub observer: Arc<Observer>,
+    /// The images of the node.
+    pub images: Images,
+    /// Objects that pods refer to.
+    pub objects: Arc<dyn Objects>,
+    /// Events.
+    pub report: Report,
+    /// Cgroups of pods.
+    pub cgroups: Cgroups,
+    /// The API server; none in standalone mode.
+    pub client: Option<Client>,
+    /// The scheme of container ids: the runtime's name.
+    pub runtime_name: String,
+    /// The longest delay between restarts of a container.
+    pub max_restart_delay: Duration,
+}
+
+impl Context {
+    /// The node's resolver file as it is now.
+    pub fn resolver_text(&self) -> String {
+        self.node.resolver_file.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default()
+    }
+}

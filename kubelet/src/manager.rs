@@ -1,0 +1,408 @@
+//! The pods of the node: hands each to a worker, passes news on, ends what no source knows, clears what was left over.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bosun_kit::events::EventType;
+use bosun_kit::informer::{Delta, Informer};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::{Offer, admit};
+use crate::context::Context;
+use crate::objects::ApiObjects;
+use crate::observe::{News, Owner};
+use crate::pod::record::PodRecord;
+use crate::pod::spec;
+use crate::sources::is_mirror;
+use crate::worker::{self, Handle, Message, Start};
+
+/// How often left-overs are looked for.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// The pods that have workers, by UID; shared with the server.
+pub type Pods = Arc<RwLock<HashMap<String, Handle>>>;
+
+/// Where the manager hears from.
+pub struct Inputs {
+    /// Pods of this node from the API server; none in standalone mode.
+    pub api: Option<Informer<Pod>>,
+    /// All static pods, whenever they changed; none without a folder.
+    pub statics: Option<mpsc::UnboundedReceiver<BTreeMap<String, Arc<Pod>>>>,
+    /// What was seen of the runtime.
+    pub news: mpsc::UnboundedReceiver<News>,
+    /// Objects that changed, and who knows their followers.
+    pub changes: Option<(mpsc::UnboundedReceiver<String>, Arc<ApiObjects>)>,
+}
+
+/// Shared view of what the node offers; its labels come and go.
+pub type SharedOffer = Arc<Mutex<Offer>>;
+
+/// Hands pods to workers.
+pub struct Manager {
+    context: Arc<Context>,
+    pods: Pods,
+    offer: SharedOffer,
+    /// What the runtime holds of pods that have no worker (yet).
+    unclaimed: HashMap<String, (Owner, PodRecord)>,
+    statics: BTreeMap<String, Arc<Pod>>,
+    /// Static pods whose predecessor of the same name must end first.
+    queued: BTreeMap<String, Arc<Pod>>,
+    mirrors: HashMap<(String, String), Arc<Pod>>,
+    statics_known: bool,
+    api_known: bool,
+    ended_to: mpsc::UnboundedSender<String>,
+    cancel: CancellationToken,
+}
+
+impl Manager {
+    /// A manager that fills `pods`.
+    pub fn new(
+        context: Arc<Context>,
+        pods: Pods,
+        offer: SharedOffer,
+        ended_to: mpsc::UnboundedSender<String>,
+        cancel: CancellationToken,
+    ) -> Self {
+        Self {
+            context,
+            pods,
+            offer,
+            unclaimed: HashMap::new(),
+            statics: BTreeMap::new(),
+            queued: BTreeMap::new(),
+            mirrors: HashMap::new(),
+            statics_known: false,
+            api_known: false,
+            ended_to,
+            cancel,
+        }
+    }
+
+    /// Works until cancelled. The runtime must have been listed once, so that what runs is adopted and not started anew.
+    pub async fn run(mut self, mut inputs: Inputs, mut ended: mpsc::UnboundedReceiver<String>) {
+        while let Ok(news) = inputs.news.try_recv() {
+            self.observe(news);
+        }
+        self.api_known = inputs.api.is_none();
+        self.statics_known = inputs.statics.is_none();
+        let informer = inputs.api.clone();
+        let mut deltas = inputs.api.as_ref().map(Informer::subscribe);
+        let mut synced = std::pin::pin!(async move {
+            match &informer {
+                Some(informer) => informer.synced().await,
+                None => std::future::pending().await,
+            }
+        });
+        let mut sweep = tokio::time::interval_at(tokio::time::Instant::now() + Duration::from_secs(5), SWEEP);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return,
+                Some(delta) = next(&mut deltas) => self.api_delta(delta),
+                Some(statics) = next(&mut inputs.statics) => self.static_pods(statics),
+                Some(news) = inputs.news.recv() => self.observe(news),
+                Some(uid) = ended.recv() => self.ended(&uid),
+                Some(change) = next_change(&mut inputs.changes) => self.objects_changed(&change, &inputs.changes),
+                () = &mut synced, if !self.api_known => {
+                    // What the first list held is in the queue before this.
+                    while let Some(delta) = deltas.as_mut().and_then(|d| d.try_recv().ok()) {
+                        self.api_delta(delta);
+                    }
+                    self.api_known = true;
+                    self.sources_known();
+                }
+                _ = sweep.tick() => self.sweep().await,
+            }
+        }
+    }
+
+    fn handle(&self, uid: &str) -> Option<Handle> {
+        self.pods.read().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    fn api_delta(&mut self, delta: Delta<Pod>) {
+        let (pod, gone) = match delta {
+            Delta::Applied(pod) => (pod, false),
+            Delta::Deleted(pod) => (pod, true),
+        };
+        if is_mirror(&pod) {
+            return self.mirror(&pod, gone);
+        }
+        match (self.handle(spec::uid(&pod)), gone) {
+            (Some(handle), true) => {
+                // Force-deleted: whoever did it wants it gone, within the grace it names.
+                handle.tell(Message::Update(pod));
+                handle.tell(Message::Remove);
+            }
+            (Some(handle), false) => handle.tell(Message::Update(pod)),
+            (None, true) => {}
+            (None, false) => self.add(pod, false),
+        }
+    }
+
+    fn mirror(&mut self, mirror: &Arc<Pod>, gone: bool) {
+        let key = (spec::namespace(mirror).to_owned(), spec::name(mirror).to_owned());
+        let shown = (!gone).then(|| mirror.clone());
+        match &shown {
+            Some(pod) => drop(self.mirrors.insert(key.clone(), pod.clone())),
+            None => drop(self.mirrors.remove(&key)),
+        }
+        match self.statics.values().find(|p| (spec::namespace(p), spec::name(p)) == (&key.0, &key.1)) {
+            Some(pod) => {
+                if let Some(handle) = self.handle(spec::uid(pod)) {
+                    handle.tell(Message::Mirror(shown));
+                }
+            }
+            None => self.drop_mirror(mirror, gone),
+        }
+    }
+
+    /// Deletes a mirror pod that shows no static pod any more.
+    fn drop_mirror(&self, mirror: &Arc<Pod>, gone: bool) {
+        let (true, false, Some(client)) = (self.statics_known, gone, self.context.client.clone()) else { return };
+        let mirror = mirror.clone();
+        tokio::spawn(async move {
+            let (namespace, name, uid) = (spec::namespace(&mirror), spec::name(&mirror), spec::uid(&mirror));
+            if let Err(error) = crate::api_status::delete(client, namespace, name, uid).await {
+                tracing::warn!(%error, name, "a mirror pod without its static pod was not deleted");
+            }
+        });
+    }
+
+    fn static_pods(&mut self, new: BTreeMap<String, Arc<Pod>>) {
+        let old = std::mem::replace(&mut self.statics, new);
+        for uid in old.keys().filter(|uid| !self.statics.contains_key(*uid)) {
+            self.queued.remove(uid);
+            if let Some(handle) = self.handle(uid) {
+                handle.tell(Message::Remove);
+            }
+        }
+        let added: Vec<_> =
+            self.statics.iter().filter(|(uid, _)| !old.contains_key(*uid)).map(|(_, p)| p.clone()).collect();
+        for pod in added {
+            // One with the same name may still be ending; then this one waits for it.
+            if self.same_name(&pod) {
+                self.queued.insert(spec::uid(&pod).to_owned(), pod);
+            } else {
+                self.add(pod, true);
+            }
+        }
+        if !self.statics_known {
+            self.statics_known = true;
+            self.sources_known();
+        }
+        let lost: Vec<_> = self
+            .mirrors
+            .iter()
+            .filter(|(key, _)| !self.statics.values().any(|p| (spec::namespace(p), spec::name(p)) == (&key.0, &key.1)))
+            .map(|(_, mirror)| mirror.clone())
+            .collect();
+        for mirror in lost {
+            self.drop_mirror(&mirror, false);
+        }
+    }
+
+    fn same_name(&self, pod: &Pod) -> bool {
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        pods.iter().any(|(uid, handle)| {
+            let other = handle.pod();
+            uid != spec::uid(pod)
+                && (spec::namespace(&other), spec::name(&other)) == (spec::namespace(pod), spec::name(pod))
+        })
+    }
+
+    fn add(&mut self, pod: Arc<Pod>, is_static: bool) {
+        let uid = spec::uid(&pod).to_owned();
+        let runtime = self.unclaimed.remove(&uid).map(|(_, record)| record).unwrap_or_default();
+        // What runs was let in once; a restart of the kubelet does not judge it again.
+        let adopted = !runtime.is_empty() || bosun_api::pod::is_terminal(&pod);
+        let rejected = if adopted || pod.metadata.deletion_timestamp.is_some() { None } else { self.refusal(&pod) };
+        if let Some((reason, message)) = &rejected {
+            self.context.report.pod(&pod, EventType::Warning, reason, message.clone());
+        }
+        self.start(pod, Start { runtime, rejected, orphan: false, is_static });
+    }
+
+    fn refusal(&self, pod: &Pod) -> Option<(String, String)> {
+        let others: Vec<Arc<Pod>> = {
+            let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+            pods.values().map(Handle::pod).filter(|p| !bosun_api::pod::is_terminal(p)).collect()
+        };
+        let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
+        let offer = self.offer.lock().unwrap_or_else(PoisonError::into_inner);
+        admit(pod, &others, &offer).err()
+    }
+
+    fn start(&mut self, pod: Arc<Pod>, start: Start) {
+        let uid = spec::uid(&pod).to_owned();
+        let is_static = start.is_static;
+        let key = (spec::namespace(&pod).to_owned(), spec::name(&pod).to_owned());
+        let handle = worker::spawn(self.context.clone(), pod, start, self.ended_to.clone(), self.cancel.child_token());
+        if is_static && self.api_known && self.context.client.is_some() {
+            handle.tell(Message::Mirror(self.mirrors.get(&key).cloned()));
+        }
+        self.pods.write().unwrap_or_else(PoisonError::into_inner).insert(uid, handle);
+    }
+
+    /// All sources have spoken: what runs without any of them is ended.
+    fn sources_known(&mut self) {
+        if !(self.api_known && self.statics_known) {
+            return;
+        }
+        for pod in self.statics.values() {
+            if let (Some(handle), true) = (self.handle(spec::uid(pod)), self.context.client.is_some()) {
+                let key = (spec::namespace(pod).to_owned(), spec::name(pod).to_owned());
+                handle.tell(Message::Mirror(self.mirrors.get(&key).cloned()));
+            }
+        }
+        for mirror in self.mirrors.values() {
+            let shown =
+                |p: &Arc<Pod>| (spec::namespace(p), spec::name(p)) == (spec::namespace(mirror), spec::name(mirror));
+            if !self.statics.values().any(shown) {
+                self.drop_mirror(mirror, false);
+            }
+        }
+        let orphans: Vec<(Owner, PodRecord)> = self.unclaimed.drain().map(|(_, known)| known).collect();
+        for (owner, runtime) in orphans {
+            self.end_orphan(&owner, runtime);
+        }
+    }
+
+    fn end_orphan(&mut self, owner: &Owner, runtime: PodRecord) {
+        tracing::info!(
+            pod = owner.name,
+            namespace = owner.namespace,
+            uid = owner.uid,
+            "ending a pod that no source knows"
+        );
+        let names: BTreeSet<String> = runtime.containers.iter().map(|c| c.name.clone()).collect();
+        let containers = names.into_iter().map(|name| Container { name, ..Default::default() }).collect();
+        let pod = Pod {
+            metadata: ObjectMeta {
+                name: Some(owner.name.clone()),
+                namespace: Some(owner.namespace.clone()),
+                uid: Some(owner.uid.clone()),
+                ..Default::default()
+            },
+            spec: Some(PodSpec { containers, ..Default::default() }),
+            status: None,
+        };
+        self.start(Arc::new(pod), Start { runtime, orphan: true, ..Default::default() });
+    }
+
+    fn observe(&mut self, news: News) {
+        match news {
+            News::Container(owner, record) => match self.handle(&owner.uid) {
+                Some(handle) => handle.tell(Message::Container(record)),
+                None => drop(self.unclaimed(owner).merge_container(record)),
+            },
+            News::Sandbox(owner, record) => match self.handle(&owner.uid) {
+                Some(handle) => handle.tell(Message::Sandbox(record)),
+                None => drop(self.unclaimed(owner).merge_sandbox(record)),
+            },
+            News::Listed(since, ids) => self.listed(since, &ids),
+        }
+    }
+
+    fn unclaimed(&mut self, owner: Owner) -> &mut PodRecord {
+        &mut self.unclaimed.entry(owner.uid.clone()).or_insert_with(|| (owner, PodRecord::default())).1
+    }
+
+    fn listed(&mut self, since: Instant, ids: &Arc<std::collections::HashSet<String>>) {
+        for handle in self.pods.read().unwrap_or_else(PoisonError::into_inner).values() {
+            handle.tell(Message::Listed(since, ids.clone()));
+        }
+        self.unclaimed.retain(|_, (_, record)| {
+            record.retain(since, |id| ids.contains(id));
+            !record.is_empty()
+        });
+        if self.api_known && self.statics_known {
+            // Late news of a pod that has just ended must not bring it back: only what a listing still shows counts.
+            let orphans: Vec<_> = self.unclaimed.drain().map(|(_, known)| known).collect();
+            for (owner, runtime) in orphans {
+                self.end_orphan(&owner, runtime);
+            }
+        }
+    }
+
+    fn ended(&mut self, uid: &str) {
+        let gone = self.pods.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        let Some(gone) = gone.map(|handle| handle.pod()) else { return };
+        let waiting = self
+            .queued
+            .iter()
+            .find(|(_, p)| (spec::namespace(p), spec::name(p)) == (spec::namespace(&gone), spec::name(&gone)));
+        if let Some(uid) = waiting.map(|(uid, _)| uid.clone())
+            && let Some(pod) = self.queued.remove(&uid)
+        {
+            self.add(pod, true);
+        }
+    }
+
+    fn objects_changed(&self, change: &str, from: &Option<(mpsc::UnboundedReceiver<String>, Arc<ApiObjects>)>) {
+        let Some((_, objects)) = from else { return };
+        for uid in objects.followers(change) {
+            if let Some(handle) = self.handle(&uid) {
+                handle.tell(Message::ObjectsChanged);
+            }
+        }
+    }
+
+    /// Removes folders and cgroups of pods that nobody knows.
+    async fn sweep(&mut self) {
+        if !(self.api_known && self.statics_known) {
+            return;
+        }
+        let known: BTreeSet<String> =
+            self.pods.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        let unknown =
+            |uid: &str| !known.contains(uid) && !self.unclaimed.contains_key(uid) && !self.queued.contains_key(uid);
+        let node = &self.context.node;
+        for entry in std::fs::read_dir(node.pods_dir()).into_iter().flatten().flatten() {
+            let uid = entry.file_name().to_string_lossy().into_owned();
+            if unknown(&uid)
+                && let Err(error) = crate::volumes::tear_down(node, &uid)
+            {
+                tracing::warn!(uid, %error, "the folder of a pod that is gone was not removed");
+            }
+        }
+        for entry in std::fs::read_dir(&node.pod_logs_dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.rsplit('_').next().is_some_and(|uid| name.contains('_') && unknown(uid)) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+        for entry in std::fs::read_dir(&node.container_logs_dir).into_iter().flatten().flatten() {
+            // A link to a log that is gone.
+            if entry.path().is_symlink() && !entry.path().exists() {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        for (uid, path) in self.context.cgroups.pods(node) {
+            if node.cgroups_per_qos
+                && unknown(&uid)
+                && let Err(error) = self.context.cgroups.tear_down_pod(&path).await
+            {
+                tracing::warn!(uid, %error, "the cgroup of a pod that is gone was not removed");
+            }
+        }
+    }
+}
+
+async fn next<T>(receiver: &mut Option<mpsc::UnboundedReceiver<T>>) -> Option<T> {
+    match receiver {
+        Some(receiver) => receiver.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_change(changes: &mut Option<(mpsc::UnboundedReceiver<String>, Arc<ApiObjects>)>) -> Option<String> {
+    match changes {
+        Some((receiver, _)) => receiver.recv().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,375 @@
+//! Looking at the runtime: what a container or sandbox is right now, and the news of what changed.
+//!
+//! News come from three sides: the runtime's event stream where it has one; a process-file-descriptor for each running
+//! container where it has not, so that an exit is known at once without asking; and a listing now and then that repairs
+//! whatever was missed.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bosun_proto::cri;
+use futures::StreamExt;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::cri::{CriErrorKind, Result, Runtime};
+use crate::make::Node;
+use crate::pod::labels;
+use crate::pod::record::{ContainerRecord, SandboxRecord, State};
+
+/// How often everything is listed when exits are told by the runtime's events.
+const REPAIR_WITH_EVENTS: Duration = Duration::from_secs(30);
+/// How often without them.
+const REPAIR_WITHOUT_EVENTS: Duration = Duration::from_secs(5);
+/// A termination message is cut here.
+const MAX_MESSAGE: u64 = 4096;
+/// How much of a log's end stands in for one.
+const MAX_LOG_TAIL: u64 = 2048;
+const MAX_LOG_LINES: usize = 80;
+
+/// Which pod something in the runtime belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// The pod's UID.
+    pub uid: String,
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+}
+
+impl Owner {
+    /// After the labels that a kubelet leaves; none if somebody else made it.
+    pub fn from_labels(map: &std::collections::BTreeMap<String, String>) -> Option<Self> {
+        let get = |key: &str| map.get(key).filter(|v| !v.is_empty()).cloned();
+        Some(Self { uid: get(labels::POD_UID)?, name: get(labels::POD_NAME)?, namespace: get(labels::POD_NAMESPACE)? })
+    }
+}
+
+/// What was found out.
+#[derive(Debug)]
+pub enum News {
+    /// The state of a container.
+    Container(Owner, ContainerRecord),
+    /// The state of a sandbox.
+    Sandbox(Owner, SandboxRecord),
+    /// A listing begun at that time showed these ids and no others.
+    Listed(Instant, Arc<HashSet<String>>),
+}
+
+/// Watches the runtime.
+pub struct Observer {
+    runtime: Arc<dyn Runtime>,
+    node: Arc<Node>,
+    news: mpsc::UnboundedSender<News>,
+    /// What the last news of each id said, so that a listing asks only about what differs.
+    known: Mutex<HashMap<String, u8>>,
+    streaming: AtomicBool,
+    relist: Notify,
+    /// When the runtime last answered a listing.
+    listed: Mutex<Instant>,
+}
+
+const SANDBOX_READY: u8 = 10;
+const SANDBOX_DOWN: u8 = 11;
+
+fn code(state: State) -> u8 {
+    state as u8
+}
+
+impl Observer {
+    /// An observer of `runtime` that sends to `news`.
+    pub fn new(runtime: Arc<dyn Runtime>, node: Arc<Node>, news: mpsc::UnboundedSender<News>) -> Arc<Self> {
+        Arc::new(Self {
+            runtime,
+            node,
+            news,
+            known: Mutex::default(),
+            streaming: AtomicBool::new(false),
+            relist: Notify::new(),
+            listed: Mutex::new(Instant::now()),
+        })
+    }
+
+    /// How long ago the runtime last answered a listing.
+    pub fn age(&self) -> Duration {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Asks the runtime about a container, and reads its termination message if it has ended.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub async fn container(&self, id: &str, sandbox: &str) -> Result<ContainerRecord> {
+        let answer = self.runtime.container_status(id, false).await?;
+        Ok(self.record(&answer.status.unwrap_or_default(), sandbox))
+    }
+
+    /// Asks the runtime about a sandbox.
+    ///
+    /// # Errors
+    /// The runtime's.
+    pub async fn sandbox(&self, id: &str) -> Result<SandboxRecord> {
+        let record = SandboxRecord::from_status(&self.runtime.sandbox_status(id).await?);
+        self.know(id, if record.ready { SANDBOX_READY } else { SANDBOX_DOWN });
+        Ok(record)
+    }
+
+    fn record(&self, status: &cri::ContainerStatus, sandbox: &str) -> ContainerRecord {
+        let mut record = ContainerRecord::from_status(status, sandbox);
+        if record.state == State::Exited
+            && let Some(message) = termination_message(status, &self.node)
+        {
+            record.message = message;
+        }
+        self.know(&record.id, code(record.state));
+        record
+    }
+
+    fn know(&self, id: &str, state: u8) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), state);
+    }
+
+    fn knows(&self, id: &str, state: u8) -> bool {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(id) == Some(&state)
+    }
+
+    /// Lists everything once and tells what is new.
+    ///
+    /// # Errors
+    /// The runtime's; what was told so far stands.
+    pub async fn list(&self) -> Result<()> {
+        let since = Instant::now();
+        let (sandboxes, containers) =
+            futures::try_join!(self.runtime.list_sandboxes(), self.runtime.list_containers(None))?;
+        let mut ids = HashSet::with_capacity(sandboxes.len() + containers.len());
+        let mut owners = HashMap::with_capacity(sandboxes.len());
+        for sandbox in &sandboxes {
+            ids.insert(sandbox.id.clone());
+            let Some(owner) = Owner::from_labels(&sandbox.labels) else { continue };
+            let ready = sandbox.state() == cri::PodSandboxState::SandboxReady;
+            if !self.knows(&sandbox.id, if ready { SANDBOX_READY } else { SANDBOX_DOWN })
+                && let Ok(record) = self.sandbox(&sandbox.id).await
+            {
+                self.tell(News::Sandbox(owner.clone(), record));
+            }
+            owners.insert(sandbox.id.as_str(), owner);
+        }
+        for container in &containers {
+            ids.insert(container.id.clone());
+            let Some(owner) = Owner::from_labels(&container.labels) else { continue };
+            let state = State::from(container.state());
+            if !self.knows(&container.id, code(state))
+                && let Ok(record) = self.container(&container.id, &container.pod_sandbox_id).await
+            {
+                self.tell(News::Container(owner, record));
+            }
+        }
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| ids.contains(id));
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.tell(News::Listed(since, Arc::new(ids)));
+        Ok(())
+    }
+
+    fn tell(&self, news: News) {
+        // Nobody listens any more only at the end of the process.
+        let _ = self.news.send(news);
+    }
+
+    /// Follows the runtime until cancelled.
+    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
+        let streamer = self.clone();
+        let stop = cancel.clone();
+        tokio::spawn(async move {
+            tokio::select! { () = streamer.stream() => {}, () = stop.cancelled() => {} }
+        });
+        loop {
+            let pause = if self.streaming.load(Ordering::Relaxed) { REPAIR_WITH_EVENTS } else { REPAIR_WITHOUT_EVENTS };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.relist.notified() => tokio::time::sleep(Duration::from_millis(50)).await,
+                () = cancel.cancelled() => return,
+            }
+            if let Err(error) = self.list().await {
+                tracing::warn!(%error, "the container runtime was not listed");
+            }
+        }
+    }
+
+    /// Follows the event stream, anew whenever it ends; gives up for good if the runtime has none.
+    async fn stream(&self) {
+        let mut backoff = bosun_kit::backoff::Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        loop {
+            match self.runtime.events().await {
+                Ok(mut events) => {
+                    self.streaming.store(true, Ordering::Relaxed);
+                    // What happened before the stream began is in no event.
+                    self.relist.notify_one();
+                    while let Some(event) = events.next().await {
+                        match event {
+                            Ok(event) => {
+                                backoff.reset();
+                                self.take(event).await;
+                            }
+                            Err(error) if error.kind == CriErrorKind::Unimplemented => {
+                                self.streaming.store(false, Ordering::Relaxed);
+                                return;
+                            }
+                            Err(error) => {
+                                tracing::debug!(%error, "the event stream ended");
+                                break;
+                            }
+                        }
+                    }
+                }
+                Err(error) if error.kind == CriErrorKind::Unimplemented => {
+                    tracing::info!("the container runtime has no event stream; its containers are watched one by one");
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "the event stream did not begin"),
+            }
+            self.streaming.store(false, Ordering::Relaxed);
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
+
+    async fn take(&self, event: cri::ContainerEventResponse) {
+        use cri::ContainerEventType as Kind;
+        let kind = event.container_event_type();
+        let Some(sandbox) = &event.pod_sandbox_status else { return self.relist.notify_one() };
+        let Some(owner) = Owner::from_labels(&sandbox.labels) else { return };
+        if kind == Kind::ContainerDeletedEvent {
+            return self.relist.notify_one();
+        }
+        let record = SandboxRecord::from_status(sandbox);
+        if record.ready || kind == Kind::ContainerStoppedEvent {
+            self.know(&record.id, if record.ready { SANDBOX_READY } else { SANDBOX_DOWN });
+            let of_sandbox = event.container_id == sandbox.id;
+            if of_sandbox && kind == Kind::ContainerStoppedEvent && record.ready {
+                // The event may be ahead of the status it carries.
+                self.relist.notify_one();
+            }
+            self.tell(News::Sandbox(owner.clone(), record));
+        }
+        for status in &event.containers_statuses {
+            let stale = status.id == event.container_id
+                && kind == Kind::ContainerStoppedEvent
+                && status.state() != cri::ContainerState::ContainerExited;
+            let record = match stale {
+                true => match self.container(&status.id, &sandbox.id).await {
+                    Ok(record) => record,
+                    Err(_) => continue,
+                },
+                false if self.knows(&status.id, code(State::from(status.state()))) => continue,
+                false => self.record(status, &sandbox.id),
+            };
+            self.tell(News::Container(owner.clone(), record));
+        }
+    }
+
+    /// The first process of a running container, to be watched; none if it has ended or the runtime does not tell.
+    async fn process_of(&self, id: &str) -> Option<AsyncFd<OwnedFd>> {
+        let answer = match self.runtime.container_status(id, true).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(%error, "the process of a container is not known");
+                return None;
+            }
+        };
+        if answer.status?.state() != cri::ContainerState::ContainerRunning {
+            return None;
+        }
+        watchable(open_process(pid(answer.info.get("info")?)?)?)
+    }
+
+    /// Tells the exit of a running container as soon as it happens, if no event stream does. Returns when it did, or
+    /// when its process cannot be watched (then the listings tell).
+    pub async fn watch_exit(self: Arc<Self>, owner: Owner, id: String, sandbox: String) {
+        // A moment, so that this does not compete with the start of the pod.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        if self.streaming.load(Ordering::Relaxed) {
+            return;
+        }
+        tracing::debug!(container = id, "watching for its exit");
+        if let Some(process) = self.process_of(&id).await {
+            // Only a container that runs after its process was opened has surely this process.
+            match self.container(&id, &sandbox).await {
+                Ok(record) if record.state == State::Running => drop(process.readable().await),
+                Ok(record) => return self.tell(News::Container(owner, record)),
+                Err(_) => return,
+            }
+        }
+        // The runtime needs a moment to take note.
+        let mut pause = Duration::from_millis(2);
+        while pause < Duration::from_secs(3) {
+            tokio::time::sleep(pause).await;
+            match self.container(&id, &sandbox).await {
+                Ok(record) if record.state != State::Running => return self.tell(News::Container(owner, record)),
+                Ok(_) => pause *= 2,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// The process id in what containerd tells when asked verbosely.
+fn pid(info: &str) -> Option<i32> {
+    #[derive(serde::Deserialize)]
+    struct Info {
+        pid: i32,
+    }
+    serde_json::from_str::<Info>(info).ok().map(|info| info.pid).filter(|pid| *pid > 0)
+}
+
+/// A descriptor that becomes readable when the process ends (pidfd_open(2)).
+fn open_process(pid: i32) -> Option<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid)?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK).ok()
+}
+
+#[expect(unsafe_code, reason = "tokio asks for a promise about the descriptor that its type already makes")]
+fn watchable(process: OwnedFd) -> Option<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd stays open, and stays the same descriptor, for as long as the AsyncFd that owns it.
+    unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }.ok()
+}
+
+/// What the container left as its last word: the file that it was told of, or the end of its log if it failed without
+/// a word and its policy says so.
+fn termination_message(status: &cri::ContainerStatus, node: &Node) -> Option<String> {
+    let path = status.annotations.get(labels::MESSAGE_PATH)?;
+    let mount =
+        status.mounts.iter().find(|m| m.container_path == *path && Path::new(&m.host_path).starts_with(&node.root_dir));
+    let file = mount.and_then(|m| read_tail(Path::new(&m.host_path), MAX_MESSAGE)).filter(|text| !text.is_empty());
+    let to_log = status.annotations.get(labels::MESSAGE_POLICY).is_some_and(|p| p == "FallbackToLogsOnError");
+    match file {
+        Some(text) => Some(text),
+        None if to_log && status.exit_code != 0 => log_tail(Path::new(&status.log_path)),
+        None => None,
+    }
+}
+
+fn read_tail(path: &Path, most: u64) -> Option<String> {
+    let mut file = fs::File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(most))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The end of a log in the CRI's format, without its time and stream columns.
+fn log_tail(path: &Path) -> Option<String> {
+    let text = read_tail(path, MAX_LOG_TAIL * 2)?;
+    let lines: Vec<&str> = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+    let kept = lines[lines.len().saturating_sub(MAX_LOG_LINES)..].join("\n");
+    let cut = kept.char_indices().find(|(at, _)| kept.len() - at <= MAX_LOG_TAIL as usize).map_or(0, |(at, _)| at);
+    Some(kept[cut..].to_owned())
+}

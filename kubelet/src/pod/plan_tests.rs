@@ -1,0 +1,348 @@
+//! The plan, step by step against a world that does what it says; what it proposes is compared with golden text.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::pod::probe::Due;
+use crate::pod::record::SandboxRecord;
+use crate::pod::status::{StatusInput, is_finished, status};
+
+/// A pod, and a runtime that does at once what the plan says.
+struct World {
+    pod: Pod,
+    runtime: PodRecord,
+    volumes: Volumes,
+    images: BTreeMap<String, Result<String, Failure>>,
+    busy: BTreeSet<Task>,
+    restarts: BTreeMap<String, RestartDelay>,
+    probes: Probes,
+    ending: Option<Ending>,
+    now: Timestamp,
+    serial: u32,
+}
+
+const MAX: Duration = Duration::from_secs(300);
+
+fn world(spec: serde_json::Value) -> World {
+    let metadata = json!({"name": "p", "namespace": "n", "uid": "u"});
+    World {
+        pod: serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap(),
+        runtime: PodRecord::default(),
+        volumes: Volumes::Absent,
+        images: BTreeMap::new(),
+        busy: BTreeSet::new(),
+        restarts: BTreeMap::new(),
+        probes: Probes::default(),
+        ending: None,
+        now: Timestamp::from_second(1_800_000_000).unwrap(),
+        serial: 0,
+    }
+}
+
+impl World {
+    fn plan(&self) -> PodActions {
+        let waiting = BTreeMap::new();
+        let finished = is_finished(&self.input(&waiting));
+        plan(&View {
+            pod: &self.pod,
+            runtime: &self.runtime,
+            volumes: &self.volumes,
+            images: &self.images,
+            start_failures: &BTreeMap::new(),
+            sandbox_failure: None,
+            busy: &self.busy,
+            restarts: &self.restarts,
+            max_restart_delay: MAX,
+            probes: &self.probes,
+            ending: self.ending.as_ref(),
+            finished,
+            now: self.now,
+        })
+    }
+
+    fn input<'a>(&'a self, waiting: &'a BTreeMap<String, Waiting>) -> StatusInput<'a> {
+        StatusInput {
+            pod: &self.pod,
+            runtime: &self.runtime,
+            probes: &self.probes,
+            waiting,
+            failed: None,
+            ending: self.ending.is_some(),
+            stopped: self.runtime.running().count() == 0,
+            host_ips: &[],
+            runtime_name: "fake",
+            started: self.now,
+            now: self.now,
+        }
+    }
+
+    /// Asks, does what is said, and returns what it was.
+    fn step(&mut self) -> String {
+        let actions = self.plan();
+        for action in &actions.actions {
+            self.apply(action);
+        }
+        actions.to_string()
+    }
+
+    /// Steps until there is nothing to do.
+    fn settle(&mut self) -> String {
+        let mut all = String::new();
+        for _ in 0..50 {
+            let text = self.step();
+            let quiet = self.plan().actions.is_empty();
+            all.push_str(&text);
+            if quiet {
+                return all;
+            }
+        }
+        panic!("never settles:\n{all}");
+    }
+
+    fn nanos(&self) -> i64 {
+        self.now.as_nanosecond() as i64
+    }
+
+    fn apply(&mut self, action: &Action) {
+        self.serial += 1;
+        match action {
+            Action::MountVolumes => self.volumes = Volumes::Mounted,
+            Action::CleanUp => self.volumes = Volumes::Removed,
+            Action::CreateSandbox { attempt } => {
+                let sandbox = SandboxRecord {
+                    id: format!("s{attempt}"),
+                    attempt: *attempt,
+                    ready: true,
+                    stopped: false,
+                    created_at: self.nanos(),
+                    ips: vec!["10.0.0.1".into()],
+                    seen: Instant::now(),
+                };
+                self.runtime.merge_sandbox(sandbox);
+            }
+            Action::StopSandbox { id } => {
+                for sandbox in self.runtime.sandboxes.iter_mut().filter(|s| s.id == *id) {
+                    (sandbox.ready, sandbox.stopped) = (false, true);
+                }
+                let inside: Vec<String> =
+                    self.runtime.running().filter(|c| c.sandbox == *id).map(|c| c.name.clone()).collect();
+                inside.iter().for_each(|name| self.exit(name, 137));
+            }
+            Action::EnsureImage { container } => drop(self.images.insert(container.clone(), Ok("sha256:1".into()))),
+            Action::StartContainer { container, attempt, sandbox } => {
+                if let Some(finished) = self.runtime.newest(container).and_then(ContainerRecord::finished) {
+                    let next = RestartDelay::next(self.restarts.get(container), finished, self.now, MAX);
+                    self.restarts.insert(container.clone(), next);
+                }
+                self.images.remove(container);
+                let hash = spec::container(&self.pod, container).map(|(_, c)| spec::container_hash(c)).unwrap();
+                let record = ContainerRecord {
+                    id: format!("{container}{attempt}"),
+                    name: container.clone(),
+                    attempt: *attempt,
+                    sandbox: sandbox.clone(),
+                    state: State::Running,
+                    created_at: self.nanos(),
+                    started_at: self.nanos(),
+                    finished_at: 0,
+                    exit_code: 0,
+                    reason: String::new(),
+                    message: String::new(),
+                    image: String::new(),
+                    image_id: String::new(),
+                    hash,
+                    log_path: String::new(),
+                    user: None,
+                    grace: None,
+                    seen: Instant::now(),
+                };
+                self.runtime.merge_container(record);
+            }
+            Action::KillContainer { container, .. } => self.exit(container, 143),
+            Action::Collect { sandboxes, containers } => {
+                self.runtime.sandboxes.retain(|s| !sandboxes.contains(&s.id));
+                self.runtime.containers.retain(|c| !containers.contains(&c.id));
+            }
+        }
+    }
+
+    fn exit(&mut self, name: &str, code: i32) {
+        let now = self.nanos();
+        let record = self.runtime.containers.iter_mut().find(|c| c.name == name && c.state == State::Running);
+        if let Some(record) = record {
+            (record.state, record.exit_code, record.finished_at) = (State::Exited, code, now);
+        }
+    }
+
+    fn later(&mut self, seconds: i64) {
+        self.now += SignedDuration::from_secs(seconds);
+    }
+
+    fn phase(&self) -> String {
+        status(&self.input(&BTreeMap::new())).phase.unwrap()
+    }
+}
+
+#[test]
+fn a_pod_starts_with_everything_at_once_and_ends_in_order() {
+    let mut w = world(json!({"containers": [{"name": "a", "image": "i:1"}, {"name": "b", "image": "i:1"}]}));
+    assert_eq!(w.step(), "mount volumes\ncreate sandbox #0\nensure image of a\nensure image of b\n");
+    assert_eq!(w.step(), "start a #0 in s0\nstart b #0 in s0\n");
+    assert_eq!((w.step().as_str(), w.phase().as_str()), ("", "Running"));
+    w.ending = Some(Ending { grace: 30, since: w.now });
+    assert_eq!(
+        w.settle(),
+        "kill a (a0) within 30 s: the pod ends\nkill b (b0) within 30 s: the pod ends\nstop sandbox s0\nclean up\n"
+    );
+    assert_eq!(w.step(), "ended\n");
+}
+
+#[test]
+fn init_containers_run_one_after_another() {
+    let mut w = world(json!({"initContainers": [{"name": "x"}, {"name": "y"}], "containers": [{"name": "a"}]}));
+    assert_eq!(w.settle(), "mount volumes\ncreate sandbox #0\nensure image of x\nstart x #0 in s0\n");
+    assert_eq!(w.phase(), "Pending");
+    w.exit("x", 1);
+    assert_eq!(w.settle(), "ensure image of x\nstart x #1 in s0\n", "a failed one is tried again at once");
+    w.exit("x", 1);
+    assert_eq!(
+        w.step(),
+        "x waits: CrashLoopBackOff: back-off 10s restarting failed container=x pod=p_n(u)\nask again at 2027-01-15T08:00:10Z\n"
+    );
+    w.later(10);
+    w.settle();
+    w.exit("x", 0);
+    assert_eq!(w.settle(), "ensure image of y\nstart y #0 in s0\n");
+    w.exit("y", 0);
+    assert_eq!(w.settle(), "ensure image of a\nstart a #0 in s0\n");
+    assert_eq!(w.phase(), "Running");
+}
+
+#[test]
+fn a_failed_init_container_fails_a_pod_that_never_restarts() {
+    let mut w =
+        world(json!({"restartPolicy": "Never", "initContainers": [{"name": "x"}], "containers": [{"name": "a"}]}));
+    w.settle();
+    w.exit("x", 1);
+    assert_eq!(w.settle(), "stop sandbox s0\nclean up\n");
+    assert_eq!(w.phase(), "Failed");
+}
+
+#[test]
+fn sidecars_start_first_and_end_last() {
+    let mut w = world(json!({"restartPolicy": "Never", "initContainers": [
+        {"name": "s1", "restartPolicy": "Always"}, {"name": "x"}, {"name": "s2", "restartPolicy": "Always"}],
+        "containers": [{"name": "a"}]}));
+    w.settle();
+    w.exit("x", 0);
+    w.settle();
+    let running: Vec<_> = w.runtime.running().map(|c| c.name.clone()).collect();
+    assert_eq!(running.len(), 3, "{running:?}");
+    w.exit("s1", 1);
+    assert_eq!(w.settle(), "ensure image of s1\nstart s1 #1 in s0\n", "a sidecar restarts whatever the pod's policy");
+    w.exit("a", 0);
+    assert_eq!(
+        w.settle(),
+        "kill s2 (s20) within 30 s: the pod ends\nkill s1 (s11) within 30 s: the pod ends\nstop sandbox s0\nclean up\n"
+    );
+    assert_eq!(w.phase(), "Succeeded");
+}
+
+#[test]
+fn a_lost_sandbox_is_replaced_and_everything_starts_again() {
+    let mut w = world(json!({"initContainers": [{"name": "x"}], "containers": [{"name": "a"}]}));
+    w.settle();
+    w.exit("x", 0);
+    w.settle();
+    w.runtime.sandboxes[0].ready = false;
+    assert_eq!(w.step(), "stop sandbox s0\nensure image of x\n", "what still runs in it is stopped first");
+    assert_eq!(w.settle(), "create sandbox #1\nstart x #1 in s1\n");
+    w.exit("x", 0);
+    assert_eq!(w.settle(), "ensure image of a\nstart a #1 in s1\n");
+}
+
+#[test]
+fn a_changed_image_and_a_failed_probe_restart_the_container() {
+    let mut w = world(json!({"containers": [{"name": "a", "image": "i:1",
+        "livenessProbe": {"exec": {"command": ["true"]}, "failureThreshold": 1, "terminationGracePeriodSeconds": 7}}]}));
+    w.settle();
+    let (due, _) = w.probes.tick(&w.pod, &w.runtime, w.now);
+    assert_eq!(due, [Due { container: "a".into(), container_id: "a0".into(), kind: ProbeKind::Liveness }]);
+    assert!(w.probes.record(&w.pod, &due[0], false, w.now));
+    assert_eq!(w.settle(), "kill a (a0) within 7 s: failed liveness probe\nensure image of a\nstart a #1 in s0\n");
+    w.pod.spec.as_mut().unwrap().containers[0].image = Some("i:2".into());
+    assert!(w.step().starts_with("kill a (a1) within 30 s: its definition changed"));
+}
+
+#[test]
+fn a_post_start_hook_holds_the_next_container() {
+    let hook = json!({"postStart": {"exec": {"command": ["true"]}}});
+    let mut w = world(json!({"containers": [{"name": "a", "lifecycle": hook}, {"name": "b"}]}));
+    w.step();
+    w.busy.insert(Task::Start("a".into()));
+    assert_eq!(w.step(), "", "while a is being started nothing happens to b");
+    w.busy.clear();
+    assert_eq!(w.settle(), "start a #0 in s0\nensure image of b\nstart b #0 in s0\n");
+}
+
+#[test]
+fn an_image_that_fails_is_shown_and_tried_again_later() {
+    let mut w = world(json!({"containers": [{"name": "a"}]}));
+    w.step();
+    let failure =
+        Failure { reason: "ErrImagePull".into(), message: "no".into(), retry: w.now + SignedDuration::from_secs(10) };
+    w.images.insert("a".into(), Err(failure));
+    assert_eq!(w.step(), "a waits: ErrImagePull: no\nask again at 2027-01-15T08:00:10Z\n");
+    w.later(10);
+    assert_eq!(w.step(), "ensure image of a\na waits: ErrImagePull: no\n");
+}
+
+#[test]
+fn a_shorter_grace_kills_again() {
+    let mut w = world(json!({"containers": [{"name": "a"}]}));
+    w.settle();
+    w.ending = Some(Ending { grace: 30, since: w.now });
+    w.busy.insert(Task::Kill("a0".into(), 30));
+    assert_eq!(w.plan().to_string(), "");
+    w.ending = Some(Ending { grace: 0, since: w.now });
+    assert_eq!(w.plan().to_string(), "kill a (a0) within 0 s: the pod ends\n");
+}
+
+proptest! {
+    /// Whatever containers do, an ended pod comes to its end, nothing runs then, and never do two of one name run.
+    #[test]
+    fn any_life_comes_to_an_end(
+        policy in prop::sample::select(vec!["Always", "OnFailure", "Never"]),
+        events in prop::collection::vec((0usize..4, 0i32..3, 0i64..40), 0..30),
+    ) {
+        let mut w = world(json!({"restartPolicy": policy,
+            "initContainers": [{"name": "x"}, {"name": "s", "restartPolicy": "Always"}],
+            "containers": [{"name": "a"}, {"name": "b"}]}));
+        for (which, code, pause) in events {
+            w.settle();
+            let mut names: Vec<_> = w.runtime.running().map(|c| c.name.clone()).collect();
+            names.sort();
+            let before = names.len();
+            names.dedup();
+            prop_assert_eq!(before, names.len());
+            if which == 3 {
+                if let Some(sandbox) = w.runtime.sandboxes.first_mut() {
+                    sandbox.ready = false;
+                }
+            } else if let Some(name) = names.get(which) {
+                w.exit(name, code);
+            }
+            w.later(pause);
+        }
+        w.ending = Some(Ending { grace: 30, since: w.now });
+        w.settle();
+        prop_assert!(w.plan().ended);
+        prop_assert_eq!(w.runtime.running().count(), 0);
+    }
+}

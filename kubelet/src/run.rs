@@ -1,0 +1,408 @@
+//! Putting the parts together: the runtime, the API server if there is one, the sources, the manager, the server.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use bosun_kit::events::Recorder;
+use bosun_kit::informer::Informer;
+use bosun_kit::metrics::Metrics;
+use bosun_kubelet_node::identity::{IdentityConfig, establish};
+use bosun_kubelet_node::machine::MachineReader;
+use bosun_kubelet_node::serving::{self, RequestedCert};
+use bosun_kubelet_node::{NodeAgent, NodeConfig, NodeHandle, address};
+use bosun_kubelet_server::auth::{ApiReviewer, Auth, AuthConfig, AuthorizationMode, Reviewer};
+use bosun_kubelet_server::{KubeletServer, ServerConfig, serve_health};
+use bosun_proto::cri;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use rustls::server::ResolvesServerCert;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Offer;
+use crate::cgroups::Cgroups;
+use crate::config::KubeletConfiguration;
+use crate::context::Context;
+use crate::cri::{GrpcRuntime, Runtime};
+use crate::host::{Facts, Host};
+use crate::images::Images;
+use crate::make::Node;
+use crate::manager::{Inputs, Manager, Pods, SharedOffer};
+use crate::objects::{ApiObjects, NoObjects, Objects};
+use crate::observe::Observer;
+use crate::options::Options;
+use crate::report::Report;
+use crate::sources;
+
+/// How long a container runtime that does not answer yet is waited for.
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(60);
+
+impl Options {
+    /// Runs the kubelet until cancelled. Pods go on when it ends.
+    ///
+    /// # Errors
+    /// What it needs is missing, broken or contradictory; the text names it and the remedy.
+    pub async fn run(self, cancel: CancellationToken) -> Result<()> {
+        let config = self.configuration()?;
+        run(self, config, cancel).await
+    }
+}
+
+/// Runs a kubelet with this configuration (its flags already joined in) until cancelled.
+///
+/// # Errors
+/// As [`Options::run`].
+pub async fn run(options: Options, config: KubeletConfiguration, cancel: CancellationToken) -> Result<()> {
+    for field in config.without_effect() {
+        tracing::warn!(field, "this configuration field has no effect in this kubelet yet");
+    }
+    if config.read_only_port != 0 {
+        tracing::warn!("readOnlyPort is not served: it would show every pod to anyone; use port {}", config.port);
+    }
+    bosun_kit::tls::install_crypto();
+    adjust_oom_score(config.oom_score_adj);
+    let name = node_name(&options)?;
+    let ips = address::node_ips(&options.node_ip)?;
+    let runtime = connect(&config, &cancel).await?;
+    let version = runtime.version().await?;
+    tracing::info!(name = version.runtime_name, version = version.runtime_version, "container runtime");
+    let driver = cgroup_driver(&*runtime, &config).await;
+    let node = Arc::new(node(&options, &config, &name, &ips, &driver));
+    bosun_kit::files::create_dir(&node.root_dir, 0o750)?;
+    bosun_kit::files::create_dir(&node.pods_dir(), 0o750)?;
+    bosun_kit::files::create_dir(&node.pod_logs_dir, 0o755)?;
+    bosun_kit::files::create_dir(&node.container_logs_dir, 0o755)?;
+    let cgroups = Cgroups::detect(&driver);
+    cgroups.set_up_node(&node).context("make the cgroups of the pods (cgroupRoot)")?;
+
+    let (news_to, news) = mpsc::unbounded_channel();
+    let observer = Observer::new(runtime.clone(), node.clone(), news_to);
+    // What runs is known before any source speaks, so that it is adopted.
+    observer.list().await.context("list what the container runtime holds")?;
+
+    let client = join(&options, &config, &name, &cancel).await?;
+    let (changes_to, changes) = mpsc::unbounded_channel();
+    let recorder = match &client {
+        Some(client) => Recorder::new(client.clone(), "kubelet", Some(&name)),
+        None => Recorder::to_log(),
+    };
+    let report = Report::new(recorder.clone());
+    let api_objects = client.clone().map(|client| ApiObjects::new(client, changes_to));
+    let objects: Arc<dyn Objects> = match &api_objects {
+        Some(objects) => objects.clone(),
+        None => Arc::new(NoObjects),
+    };
+    let images = Images::new(runtime.clone(), objects.clone(), report.clone(), config.parallel_pulls());
+    let context = Arc::new(Context {
+        node: node.clone(),
+        runtime: runtime.clone(),
+        observer: observer.clone(),
+        images,
+        objects,
+        report,
+        cgroups,
+        client: client.clone(),
+        runtime_name: version.runtime_name.clone(),
+        max_restart_delay: config.max_restart_delay(),
+    });
+    let pods = Pods::default();
+    let host = Arc::new(Host { context: context.clone(), pods: pods.clone(), configz: configz(&config) });
+    let offer: SharedOffer = Arc::new(Mutex::new(Offer { name: name.clone(), ..Offer::default() }));
+    let facts = Arc::new(Facts { runtime: runtime.clone(), observer: observer.clone() });
+
+    let mut parts = tokio::task::JoinSet::new();
+    if let Some(client) = &client {
+        let agent = NodeAgent::new(node_config(&options, &config, &name, &ips)?, client.clone(), facts, recorder)?;
+        let handle = agent.handle();
+        parts.spawn(agent.run(cancel.clone()));
+        parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
+    }
+    let server = serve(&options, &config, &node, host, client.as_ref(), &mut parts, &cancel).await?;
+    drop(server);
+    parts.spawn(observer.run(cancel.clone()));
+    let informer = client.as_ref().map(|client| {
+        let selector = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
+        Informer::start(Api::<Pod>::all(client.clone()), selector, cancel.clone())
+    });
+    let statics = static_pods(&config, &name, &mut parts, &cancel);
+    let inputs = Inputs { api: informer, statics, news, changes: api_objects.map(|objects| (changes, objects)) };
+    let (ended_to, ended) = mpsc::unbounded_channel();
+    let manager = Manager::new(context, pods, offer, ended_to, cancel.clone());
+    tracing::info!(node = name, standalone = client.is_none(), "kubelet started");
+    manager.run(inputs, ended).await;
+    cancel.cancel();
+    while parts.join_next().await.is_some() {}
+    Ok(())
+}
+
+fn node_name(options: &Options) -> Result<String> {
+    let name = match &options.hostname_override {
+        Some(name) => name.clone(),
+        None => nix::unistd::gethostname().context("read the host name")?.to_string_lossy().into_owned(),
+    };
+    let name = name.trim().to_lowercase();
+    if name.is_empty() {
+        bail!("the node has no name: give --hostname-override");
+    }
+    Ok(name)
+}
+
+fn node(options: &Options, config: &KubeletConfiguration, name: &str, ips: &[IpAddr], driver: &str) -> Node {
+    let machine = MachineReader::default().machine();
+    let logs = PathBuf::from(&config.pod_logs_dir);
+    let links = logs.parent().unwrap_or(Path::new("/var/log")).join("containers");
+    Node {
+        name: name.to_owned(),
+        ips: ips.iter().map(ToString::to_string).collect(),
+        root_dir: options.root_dir.clone(),
+        container_logs_dir: links,
+        pod_logs_dir: logs,
+        cluster_dns: config.cluster_dns.clone(),
+        cluster_domain: config.cluster_domain.clone(),
+        resolver_file: config.resolver_file().map(PathBuf::from),
+        seccomp_default: config.seccomp_default,
+        cpu_quota_period: config.cpu_cfs_quota.then_some(config.cpu_cfs_quota_period.0),
+        memory_capacity: machine.memory as i64,
+        cpu_capacity: i64::from(machine.cpus) * 1000,
+        cgroup_root: format!("{}/kubepods", config.cgroup_root.trim_end_matches('/')),
+        cgroups_per_qos: config.cgroups_per_qos,
+        systemd_cgroups: driver == "systemd",
+    }
+}
+
+async fn connect(config: &KubeletConfiguration, cancel: &CancellationToken) -> Result<Arc<dyn Runtime>> {
+    let endpoint = &config.container_runtime_endpoint;
+    let runtime = GrpcRuntime::new(endpoint, &config.image_service_endpoint, config.runtime_request_timeout.0)
+        .map_err(anyhow::Error::msg)?;
+    let began = tokio::time::Instant::now();
+    let mut told = false;
+    loop {
+        let Err(error) = runtime.version().await else { return Ok(Arc::new(runtime)) };
+        if began.elapsed() > RUNTIME_PATIENCE {
+            bail!(
+                "no container runtime answers at {endpoint}: {error}; start containerd, or name its socket with --container-runtime-endpoint"
+            );
+        }
+        if !told {
+            tracing::warn!(endpoint, %error, "waiting for the container runtime");
+            told = true;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            () = cancel.cancelled() => bail!("stopped while waiting for the container runtime"),
+        }
+    }
+}
+
+/// The cgroup driver: the runtime's, if it tells (containerd 2), else the configured one.
+async fn cgroup_driver(runtime: &dyn Runtime, config: &KubeletConfiguration) -> String {
+    match runtime.runtime_config().await.ok().and_then(|answer| answer.linux).map(|linux| linux.cgroup_driver()) {
+        Some(cri::CgroupDriver::Systemd) => "systemd".to_owned(),
+        Some(cri::CgroupDriver::Cgroupfs) => "cgroupfs".to_owned(),
+        None => config.cgroup_driver.clone(),
+    }
+}
+
+/// Obtains the node's identity; none in standalone mode.
+async fn join(
+    options: &Options,
+    config: &KubeletConfiguration,
+    name: &str,
+    cancel: &CancellationToken,
+) -> Result<Option<Client>> {
+    let Some(kubeconfig) = &options.kubeconfig else { return Ok(None) };
+    let identity = IdentityConfig {
+        node_name: name.to_owned(),
+        kubeconfig: kubeconfig.clone(),
+        bootstrap_kubeconfig: options.bootstrap_kubeconfig.clone(),
+        cert_dir: options.cert_dir.clone(),
+    };
+    let identity = establish(&identity, cancel).await?;
+    let client = identity.client();
+    if config.rotate_certificates {
+        tokio::spawn(identity.keep_fresh(cancel.clone()));
+    }
+    Ok(Some(client))
+}
+
+fn node_config(options: &Options, config: &KubeletConfiguration, name: &str, ips: &[IpAddr]) -> Result<NodeConfig> {
+    let labels = bosun_kit::flags::parse_pairs(&options.node_labels)
+        .map_err(|error| anyhow::anyhow!("--node-labels: {error}"))?;
+    let defaults = NodeConfig::new(name);
+    Ok(NodeConfig {
+        register: config.register_node,
+        labels: labels.into_iter().collect(),
+        taints: config.register_with_taints.clone(),
+        provider_id: Some(config.provider_id.clone()).filter(|id| !id.is_empty()),
+        node_ips: ips.to_vec(),
+        max_pods: config.max_pods as u32,
+        pods_per_core: config.pods_per_core as u32,
+        kube_reserved: config.kube_reserved.clone(),
+        system_reserved: config.system_reserved.clone(),
+        eviction_hard: match config.eviction_hard.is_empty() {
+            true => defaults.eviction_hard.clone(),
+            false => config.eviction_hard.clone(),
+        },
+        pressure_transition: config.eviction_pressure_transition_period.0,
+        kubelet_port: config.port as u16,
+        root_dir: options.root_dir.clone(),
+        update_frequency: config.node_status_update_frequency.0,
+        report_frequency: config.node_status_report_frequency.0,
+        lease_duration: Duration::from_secs(config.node_lease_duration_seconds as u64),
+        max_images: usize::try_from(config.node_status_max_images).ok(),
+        controller_attach_detach: config.enable_controller_attach_detach,
+        ..defaults
+    })
+}
+
+/// Keeps what admission judges by after the Node object.
+async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, cancel: CancellationToken) {
+    let mut nodes = handle.node();
+    loop {
+        if let Some(node) = nodes.borrow_and_update().clone() {
+            let status = node.status.as_ref();
+            let allocatable = status.and_then(|s| s.allocatable.as_ref());
+            let amounts = allocatable.into_iter().flatten();
+            let allocatable = amounts.map(|(name, amount)| (name.clone(), bosun_api::quantity::of(amount))).collect();
+            let mut offer = offer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            *offer = Offer {
+                known: true,
+                name: offer.name.clone(),
+                labels: node.metadata.labels.clone().unwrap_or_default(),
+                taints: bosun_api::node::taints(&node).to_vec(),
+                allocatable,
+                max_pods: max_pods as usize,
+            };
+        }
+        tokio::select! {
+            changed = nodes.changed() => if changed.is_err() { return },
+            () = cancel.cancelled() => return,
+        }
+    }
+}
+
+fn static_pods(
+    config: &KubeletConfiguration,
+    name: &str,
+    parts: &mut tokio::task::JoinSet<()>,
+    cancel: &CancellationToken,
+) -> Option<mpsc::UnboundedReceiver<std::collections::BTreeMap<String, Arc<Pod>>>> {
+    if config.static_pod_path.is_empty() {
+        return None;
+    }
+    let (statics_to, statics) = mpsc::unbounded_channel();
+    let path = PathBuf::from(&config.static_pod_path);
+    let poll = config.file_check_frequency.0;
+    parts.spawn(sources::watch_static(path, name.to_owned(), poll, statics_to, cancel.clone()));
+    Some(statics)
+}
+
+/// Serves :10250 and the health endpoint.
+async fn serve(
+    options: &Options,
+    config: &KubeletConfiguration,
+    node: &Node,
+    host: Arc<Host>,
+    client: Option<&Client>,
+    parts: &mut tokio::task::JoinSet<()>,
+    cancel: &CancellationToken,
+) -> Result<Arc<KubeletServer>> {
+    let auth = AuthConfig {
+        anonymous: config.authentication.anonymous.enabled,
+        webhook: config.authentication.webhook.enabled,
+        token_ttl: config.authentication.webhook.cache_ttl.0,
+        mode: match config.authorization.mode.as_str() {
+            "AlwaysAllow" => AuthorizationMode::AlwaysAllow,
+            _ => AuthorizationMode::Webhook,
+        },
+        authorized_ttl: config.authorization.webhook.cache_authorized_ttl.0,
+        unauthorized_ttl: config.authorization.webhook.cache_unauthorized_ttl.0,
+    };
+    let reviewer = client.map(|client| Arc::new(ApiReviewer::new(client.clone(), &node.name)) as Arc<dyn Reviewer>);
+    let server_config = ServerConfig {
+        node_name: node.name.clone(),
+        root_dir: node.root_dir.clone(),
+        debugging_handlers: config.enable_debugging_handlers,
+        system_log_handler: config.enable_system_log_handler,
+    };
+    let auth = Auth::new(auth, reviewer);
+    let server = KubeletServer::new(server_config, host, auth, Metrics::new(), Metrics::new());
+    if config.healthz_port > 0 {
+        let address = socket(&config.healthz_bind_address, config.healthz_port, "healthzBindAddress")?;
+        let listener = listen(address, "healthzPort").await?;
+        parts.spawn(serve_health(listener, server.checks().clone(), cancel.clone()));
+    }
+    if config.enable_server {
+        let certificate = certificate(options, config, node, client, parts, cancel)?;
+        let ca = match config.authentication.x509.client_ca_file.as_str() {
+            "" => None,
+            path => {
+                let pem =
+                    std::fs::read(path).with_context(|| format!("read authentication.x509.clientCAFile {path}"))?;
+                Some(bosun_kit::tls::roots(&pem).with_context(|| format!("authentication.x509.clientCAFile {path}"))?)
+            }
+        };
+        let tls = Arc::new(bosun_kit::tls::server_config(certificate, ca)?);
+        let listener = listen(socket(&config.address, config.port, "address")?, "port").await?;
+        parts.spawn(server.clone().serve(listener, tls, cancel.clone()));
+    }
+    Ok(server)
+}
+
+fn socket(address: &str, port: i32, field: &str) -> Result<SocketAddr> {
+    let ip: IpAddr = address.parse().with_context(|| format!("{field}: {address:?} is no IP address"))?;
+    Ok(SocketAddr::new(ip, u16::try_from(port)?))
+}
+
+async fn listen(address: SocketAddr, field: &str) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listen on {address} ({field}): is another kubelet running? Choose another port"))
+}
+
+fn certificate(
+    options: &Options,
+    config: &KubeletConfiguration,
+    node: &Node,
+    client: Option<&Client>,
+    parts: &mut tokio::task::JoinSet<()>,
+    cancel: &CancellationToken,
+) -> Result<Arc<dyn ResolvesServerCert>> {
+    if !config.tls_cert_file.is_empty() {
+        let (cert, key) = (Path::new(&config.tls_cert_file), Path::new(&config.tls_private_key_file));
+        return Ok(serving::from_files(cert, key)?);
+    }
+    match client.filter(|_| config.server_tls_bootstrap) {
+        Some(client) => {
+            let requested = RequestedCert::new(&node.name, &options.cert_dir);
+            let names: Vec<String> = node.ips.iter().cloned().chain([node.name.clone()]).collect();
+            let (names_to, names) = watch::channel(names);
+            let (requester, client, cancel) = (requested.clone(), client.clone(), cancel.clone());
+            parts.spawn(async move {
+                requester.keep_fresh(client, names, cancel).await;
+                drop(names_to);
+            });
+            Ok(requested)
+        }
+        None => {
+            let ips: Vec<IpAddr> = node.ips.iter().filter_map(|ip| ip.parse().ok()).collect();
+            Ok(serving::self_signed(&options.cert_dir, &node.name, &ips)?)
+        }
+    }
+}
+
+fn configz(config: &KubeletConfiguration) -> serde_json::Value {
+    serde_json::to_value(config).unwrap_or_default()
+}
+
+/// Lowers our own chance to be killed when memory runs out. A host that refuses is told about, no more.
+fn adjust_oom_score(score: i32) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        tracing::warn!(score, %error, "the kubelet's oom_score_adj was not set; this host does not allow it");
+    }
+}

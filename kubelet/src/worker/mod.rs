@@ -1,0 +1,767 @@
+//! One worker a pod: a task that takes in what changes, asks [`plan`] what to do, lets each action run as a task of its
+//! own and shows the result. Serial in its decisions, never blocked by its actions; no worker waits for another.
+
+mod tasks;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bosun_kit::backoff::Backoff;
+use bosun_kit::events::EventType;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api_status::{self, WriteError};
+use crate::context::Context;
+use crate::observe::Owner;
+use crate::pod::plan::{Action, Ending, Failure, PodActions, Task, View, Volumes, Waiting, active_deadline, plan};
+use crate::pod::probe::{Due, ProbeKind, Probes, Remembered};
+use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
+use crate::pod::restart::RestartDelay;
+use crate::pod::spec;
+use crate::pod::status::{StatusInput, is_finished, status};
+use crate::probes::Outcome;
+use tasks::{Ready, TaskResult};
+
+/// News for a worker.
+#[derive(Debug)]
+pub enum Message {
+    /// The pod's definition is now this.
+    Update(Arc<Pod>),
+    /// No source knows the pod any more.
+    Remove,
+    /// A container's state.
+    Container(ContainerRecord),
+    /// A sandbox's state.
+    Sandbox(SandboxRecord),
+    /// A listing begun at that time showed these ids and no others.
+    Listed(Instant, Arc<std::collections::HashSet<String>>),
+    /// Something that a volume shows has changed.
+    ObjectsChanged,
+    /// The mirror pod of this static pod, as the API server has it; none if it is not there.
+    Mirror(Option<Arc<Pod>>),
+}
+
+/// How a pod comes to its worker.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// What the runtime already holds of it.
+    pub runtime: PodRecord,
+    /// Refused on arrival: reason and message.
+    pub rejected: Option<(String, String)>,
+    /// Known to no source: only to be ended.
+    pub orphan: bool,
+    /// From a file, to be shown by a mirror pod.
+    pub is_static: bool,
+}
+
+/// What others may see of a pod.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The definition with its newest status.
+    pub pod: Arc<Pod>,
+    /// What the runtime holds.
+    pub runtime: PodRecord,
+}
+
+/// A running worker.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    messages: mpsc::UnboundedSender<Message>,
+    snapshot: Arc<Mutex<Snapshot>>,
+}
+
+impl Handle {
+    /// Tells the worker. A worker that has ended hears nothing.
+    pub fn tell(&self, message: Message) {
+        let _ = self.messages.send(message);
+    }
+
+    /// What is known of the pod.
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The definition with its newest status.
+    pub fn pod(&self) -> Arc<Pod> {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).pod.clone()
+    }
+}
+
+/// Starts a worker. It sends the pod's UID to `ended` when nothing of the pod is left.
+pub fn spawn(
+    context: Arc<Context>,
+    pod: Arc<Pod>,
+    start: Start,
+    ended: mpsc::UnboundedSender<String>,
+    cancel: CancellationToken,
+) -> Handle {
+    let (messages, inbox) = mpsc::unbounded_channel();
+    let snapshot = Arc::new(Mutex::new(Snapshot { pod: pod.clone(), runtime: start.runtime.clone() }));
+    let handle = Handle { messages: messages.clone(), snapshot: snapshot.clone() };
+    let worker = Worker::new(context, pod, start, messages, snapshot);
+    tokio::spawn(async move {
+        let uid = worker.uid.clone();
+        if worker.run(inbox, cancel).await {
+            let _ = ended.send(uid);
+        }
+    });
+    handle
+}
+
+enum Done {
+    Action(Task, TaskResult),
+    Probe(Due, Outcome),
+    Sent(PodStatus, Result<(), WriteError>),
+    Deleted(Result<(), WriteError>),
+    MirrorWritten(Result<(), WriteError>),
+}
+
+struct Worker {
+    context: Arc<Context>,
+    uid: String,
+    owner: Owner,
+    pod: Arc<Pod>,
+    is_static: bool,
+    orphan: bool,
+    /// The UID under which the status is written; a static pod's is its mirror's.
+    api_uid: Option<String>,
+    mirror_known: bool,
+    /// It had ended before this kubelet saw it: it never lives again, whatever is left of it.
+    was_terminal: bool,
+    runtime: PodRecord,
+    volumes: Volumes,
+    refresh: Option<Timestamp>,
+    ready: BTreeMap<String, Ready>,
+    images: BTreeMap<String, Result<String, Failure>>,
+    start_failures: BTreeMap<String, Failure>,
+    sandbox_failure: Option<Failure>,
+    sandbox_backoff: Backoff,
+    restarts: BTreeMap<String, RestartDelay>,
+    told_backoff: BTreeMap<String, Timestamp>,
+    probes: Probes,
+    remembered: BTreeMap<String, Remembered>,
+    waiting: BTreeMap<String, Waiting>,
+    failed: Option<(String, String)>,
+    rejected: bool,
+    removed: bool,
+    ending: Option<Ending>,
+    ended: bool,
+    busy: BTreeSet<Task>,
+    tasks: JoinSet<Done>,
+    watched: BTreeSet<String>,
+    sent: Option<PodStatus>,
+    writing: bool,
+    write_after: Option<Timestamp>,
+    write_backoff: Backoff,
+    deleted: bool,
+    started: Timestamp,
+    /// Ends pulls and hooks that no longer matter.
+    give_up: CancellationToken,
+    messages: mpsc::UnboundedSender<Message>,
+    snapshot: Arc<Mutex<Snapshot>>,
+}
+
+impl Worker {
+    fn new(
+        context: Arc<Context>,
+        pod: Arc<Pod>,
+        start: Start,
+        messages: mpsc::UnboundedSender<Message>,
+        snapshot: Arc<Mutex<Snapshot>>,
+    ) -> Self {
+        let now = Timestamp::now();
+        let uid = spec::uid(&pod).to_owned();
+        let owner = Owner { uid: uid.clone(), name: spec::name(&pod).into(), namespace: spec::namespace(&pod).into() };
+        let remembered = tasks::recall(&context.node, &pod);
+        let started = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(now, |t| t.0);
+        // What the API server already shows is not sent again.
+        let sent = if start.is_static { None } else { pod.status.clone() };
+        Self {
+            uid: uid.clone(),
+            owner,
+            api_uid: (!start.is_static && !start.orphan).then_some(uid),
+            was_terminal: bosun_api::pod::is_terminal(&pod),
+            is_static: start.is_static,
+            orphan: start.orphan,
+            mirror_known: false,
+            removed: start.orphan,
+            rejected: start.rejected.is_some(),
+            failed: start.rejected,
+            runtime: start.runtime,
+            volumes: Volumes::default(),
+            refresh: None,
+            ready: BTreeMap::new(),
+            images: BTreeMap::new(),
+            start_failures: BTreeMap::new(),
+            sandbox_failure: None,
+            sandbox_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(10)),
+            restarts: BTreeMap::new(),
+            told_backoff: BTreeMap::new(),
+            probes: Probes::remembering(remembered.clone()),
+            remembered,
+            waiting: BTreeMap::new(),
+            ending: None,
+            ended: false,
+            busy: BTreeSet::new(),
+            tasks: JoinSet::new(),
+            watched: BTreeSet::new(),
+            sent,
+            writing: false,
+            write_after: None,
+            write_backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30)),
+            deleted: false,
+            started,
+            give_up: CancellationToken::new(),
+            messages,
+            snapshot,
+            pod,
+            context,
+        }
+    }
+
+    /// Works until nothing of the pod is left (true) or the kubelet stops (false; the pod then goes on running).
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>, cancel: CancellationToken) -> bool {
+        self.context.objects.follow(&self.uid, Some(&self.pod));
+        self.watch_running();
+        loop {
+            let wake = self.step();
+            if self.deleted {
+                self.context.objects.follow(&self.uid, None);
+                self.context.images.forget(&self.uid);
+                tasks::forget(&self.context, &self.pod, &self.runtime).await;
+                return true;
+            }
+            let pause = wake.map(|at| until(at, Timestamp::now()));
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return false,
+                Some(message) = inbox.recv() => self.take(message),
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => self.finish(done),
+                    Err(error) => tracing::error!(pod = spec::title(&self.pod), %error, "a task of the pod failed"),
+                },
+                () = sleep(pause) => {}
+            }
+            // Take in whatever else has arrived, so that it is decided on together.
+            while let Ok(message) = inbox.try_recv() {
+                self.take(message);
+            }
+            while let Some(Ok(done)) = self.tasks.try_join_next() {
+                self.finish(done);
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Update(pod) => self.update(&pod),
+            Message::Remove => {
+                self.removed = true;
+                if !self.is_static {
+                    // Nobody is left to show a status to.
+                    self.api_uid = None;
+                }
+            }
+            Message::Container(record) => drop(self.merge(record)),
+            Message::Sandbox(record) => drop(self.runtime.merge_sandbox(record)),
+            Message::Listed(since, ids) => drop(self.runtime.retain(since, |id| ids.contains(id))),
+            Message::ObjectsChanged => self.volumes_stale(),
+            Message::Mirror(mirror) => {
+                self.mirror_known = true;
+                self.mirror(mirror.as_deref());
+            }
+        }
+    }
+
+    fn merge(&mut self, record: ContainerRecord) -> bool {
+        let changed = self.runtime.merge_container(record);
+        self.watch_running();
+        changed
+    }
+
+    /// Has every running container's exit told.
+    fn watch_running(&mut self) {
+        self.watched.retain(|id| self.runtime.containers.iter().any(|c| c.id == *id));
+        for container in self.runtime.running() {
+            if self.watched.insert(container.id.clone()) {
+                let (id, sandbox) = (container.id.clone(), container.sandbox.clone());
+                tokio::spawn(self.context.observer.clone().watch_exit(self.owner.clone(), id, sandbox));
+            }
+        }
+    }
+
+    fn update(&mut self, new: &Arc<Pod>) {
+        let mut pod = (**new).clone();
+        let theirs = pod.status.take().and_then(|s| s.conditions).unwrap_or_default();
+        let mut own = self.pod.status.clone().unwrap_or_default();
+        // Conditions that others write (readiness gates, disruption) come from them, the rest is ours.
+        let conditions = own.conditions.get_or_insert_with(Vec::new);
+        conditions.retain(|c| OWN_CONDITIONS.contains(&c.type_.as_str()));
+        conditions.extend(theirs.into_iter().filter(|c| !OWN_CONDITIONS.contains(&c.type_.as_str())));
+        pod.status = Some(own);
+        if pod.metadata.labels != self.pod.metadata.labels || pod.metadata.annotations != self.pod.metadata.annotations
+        {
+            self.volumes_stale();
+        }
+        self.pod = Arc::new(pod);
+    }
+
+    fn volumes_stale(&mut self) {
+        if self.volumes == Volumes::Mounted {
+            self.volumes = Volumes::Stale;
+        }
+    }
+
+    /// Decides and acts once; returns when to do so again if nothing happens.
+    fn step(&mut self) -> Option<Timestamp> {
+        let now = Timestamp::now();
+        self.check_ends(now);
+        let mut wake = Wake(None);
+        if self.ending.is_none() && self.volumes == Volumes::Mounted && self.refresh.is_some_and(|at| at <= now) {
+            self.volumes = Volumes::Stale;
+        }
+        let actions = self.decide(now);
+        wake.at(actions.wake);
+        self.ended = actions.ended;
+        self.tell_backoff(&actions.waiting, now);
+        self.waiting = actions.waiting;
+        for action in actions.actions {
+            self.act(action, now);
+        }
+        wake.at(self.run_probes(now));
+        wake.at(self.refresh.filter(|_| self.ending.is_none()));
+        wake.at(
+            active_deadline(&self.pod, Some(self.started)).filter(|_| self.ending.is_none() && self.failed.is_none())
+        );
+        self.show(now);
+        self.remember();
+        wake.at(self.write(now));
+        wake.0
+    }
+
+    /// Whether the pod is to end, and with what grace.
+    fn check_ends(&mut self, now: Timestamp) {
+        if self.failed.is_none()
+            && self.ending.is_none()
+            && active_deadline(&self.pod, Some(self.started)).is_some_and(|at| at <= now)
+        {
+            let message = "Pod was active on the node longer than the specified deadline".to_owned();
+            self.context.report.pod(&self.pod, EventType::Normal, "DeadlineExceeded", message.clone());
+            self.failed = Some(("DeadlineExceeded".into(), message));
+        }
+        let deleted = self.pod.metadata.deletion_timestamp.is_some();
+        if !(self.removed || deleted || self.was_terminal || self.failed.is_some()) {
+            return;
+        }
+        let own = self.runtime.containers.iter().filter_map(|c| c.grace).max();
+        let grace = if self.orphan { own.unwrap_or(1) } else { spec::grace_period(&self.pod) };
+        match &mut self.ending {
+            // A grace period only ever shrinks.
+            Some(ending) => ending.grace = ending.grace.min(grace),
+            None => {
+                self.ending = Some(Ending { grace, since: now });
+                self.give_up.cancel();
+            }
+        }
+    }
+
+    fn decide(&mut self, now: Timestamp) -> PodActions {
+        if self.rejected && self.runtime.is_empty() {
+            return PodActions { ended: true, ..Default::default() };
+        }
+        let finished = is_finished(&self.input(now));
+        plan(&View {
+            pod: &self.pod,
+            runtime: &self.runtime,
+            volumes: &self.volumes,
+            images: &self.images,
+            start_failures: &self.start_failures,
+            sandbox_failure: self.sandbox_failure.as_ref(),
+            busy: &self.busy,
+            restarts: &self.restarts,
+            max_restart_delay: self.context.max_restart_delay,
+            probes: &self.probes,
+            ending: self.ending.as_ref(),
+            finished,
+            now,
+        })
+    }
+
+    fn input(&self, now: Timestamp) -> StatusInput<'_> {
+        StatusInput {
+            pod: &self.pod,
+            runtime: &self.runtime,
+            probes: &self.probes,
+            waiting: &self.waiting,
+            failed: self.failed.as_ref(),
+            ending: self.ending.is_some(),
+            stopped: self.ending.is_some() && self.runtime.running().count() == 0,
+            host_ips: &self.context.node.ips,
+            runtime_name: &self.context.runtime_name,
+            started: self.started,
+            now,
+        }
+    }
+
+    /// An event for each container that begins to wait out its back-off.
+    fn tell_backoff(&mut self, waiting: &BTreeMap<String, Waiting>, now: Timestamp) {
+        for (container, _) in waiting.iter().filter(|(_, w)| w.reason == "CrashLoopBackOff") {
+            let told = self
+                .told_backoff
+                .get(container)
+                .is_some_and(|at| now.duration_since(*at) < SignedDuration::from_secs(10));
+            if !told {
+                self.told_backoff.insert(container.clone(), now);
+                let message =
+                    format!("Back-off restarting failed container {container} in pod {}", spec::title(&self.pod));
+                self.context.report.container(&self.pod, container, EventType::Warning, "BackOff", message);
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action, now: Timestamp) {
+        tracing::debug!(pod = spec::title(&self.pod), %action, "act");
+        let task = action.task();
+        if !self.busy.insert(task.clone()) {
+            return;
+        }
+        let context = self.context.clone();
+        let pod = self.pod.clone();
+        let done = move |result| Done::Action(task, result);
+        match action {
+            Action::MountVolumes => {
+                self.tasks.spawn(async move { done(tasks::mount(&context, &pod).await) });
+            }
+            Action::CleanUp => {
+                self.tasks.spawn(async move { done(tasks::clean_up(&context, &pod).await) });
+            }
+            Action::CreateSandbox { attempt } => {
+                if attempt > 0 {
+                    let message = "Pod sandbox changed, it will be killed and re-created.";
+                    self.context.report.pod(&self.pod, EventType::Normal, "SandboxChanged", message);
+                }
+                self.tasks.spawn(async move { done(tasks::create_sandbox(&context, &pod, attempt).await) });
+            }
+            Action::StopSandbox { id } => {
+                self.tasks.spawn(async move { done(tasks::stop_sandbox(&context, id).await) });
+            }
+            Action::Collect { sandboxes, containers } => {
+                let logs = self.runtime.containers.iter().filter(|c| containers.contains(&c.id)).cloned().collect();
+                self.tasks.spawn(async move { done(tasks::collect(&context, &pod, sandboxes, logs).await) });
+            }
+            Action::EnsureImage { container } => {
+                let give_up = self.give_up.clone();
+                self.tasks.spawn(async move { done(tasks::prepare(&context, &pod, container, give_up).await) });
+            }
+            Action::StartContainer { container, attempt, sandbox } => {
+                self.start_failures.remove(&container);
+                if let Some(last) = self.runtime.newest(&container).and_then(ContainerRecord::finished) {
+                    let known = self.restarts.get(&container);
+                    let next = RestartDelay::next(known, last, now, self.context.max_restart_delay);
+                    self.restarts.insert(container.clone(), next);
+                }
+                self.images.remove(&container);
+                let Some(ready) = self.ready.remove(&container) else {
+                    self.busy.remove(&Task::Start(container));
+                    return;
+                };
+                let start = tasks::StartContainer {
+                    pod,
+                    container,
+                    attempt,
+                    ips: self.pod_ips(&sandbox),
+                    sandbox,
+                    ready,
+                    messages: self.messages.clone(),
+                    give_up: self.give_up.clone(),
+                };
+                self.tasks.spawn(async move { done(tasks::start(&context, start).await) });
+            }
+            Action::KillContainer { container, id, grace, cause } => {
+                let sandbox = self.runtime.containers.iter().find(|c| c.id == id).map(|c| c.sandbox.clone());
+                let sandbox = sandbox.unwrap_or_default();
+                let host = self.pod_ips(&sandbox).into_iter().next().unwrap_or_default();
+                let kill = tasks::Kill { pod, container, id, sandbox, host, grace, cause };
+                self.tasks.spawn(async move { done(tasks::kill(&context, kill).await) });
+            }
+        }
+    }
+
+    fn pod_ips(&self, sandbox: &str) -> Vec<String> {
+        if spec::host_network(&self.pod) {
+            return self.context.node.ips.clone();
+        }
+        self.runtime.sandboxes.iter().find(|s| s.id == sandbox).map(|s| s.ips.clone()).unwrap_or_default()
+    }
+
+    fn run_probes(&mut self, now: Timestamp) -> Option<Timestamp> {
+        if self.ending.is_some() {
+            return None;
+        }
+        let (due, wake) = self.probes.tick(&self.pod, &self.runtime, now);
+        for due in due {
+            let (context, pod) = (self.context.clone(), self.pod.clone());
+            let sandbox = self.runtime.newest(&due.container).map(|c| c.sandbox.clone()).unwrap_or_default();
+            let host = self.pod_ips(&sandbox).into_iter().next().unwrap_or_default();
+            self.tasks.spawn(async move {
+                let outcome = tasks::probe(&context, &pod, &due, &host).await;
+                Done::Probe(due, outcome)
+            });
+        }
+        wake
+    }
+
+    fn finish(&mut self, done: Done) {
+        let now = Timestamp::now();
+        match done {
+            Done::Action(task, result) => {
+                self.busy.remove(&task);
+                self.apply(task, result, now);
+            }
+            Done::Probe(due, outcome) => self.probed(&due, outcome, now),
+            Done::Sent(status, result) => {
+                self.writing = false;
+                match result {
+                    Ok(()) => {
+                        self.write_backoff.reset();
+                        self.sent = Some(status);
+                    }
+                    Err(WriteError::Gone) => self.sent = Some(status),
+                    Err(WriteError::Other(error)) => {
+                        tracing::warn!(pod = spec::title(&self.pod), error, "the pod's status was not written");
+                        self.write_after = now.checked_add(self.write_backoff.next_delay()).ok();
+                    }
+                }
+            }
+            Done::Deleted(result) => {
+                self.writing = false;
+                match result {
+                    Ok(()) | Err(WriteError::Gone) => self.deleted = true,
+                    Err(WriteError::Other(error)) => {
+                        tracing::warn!(pod = spec::title(&self.pod), error, "the pod was not deleted");
+                        self.write_after = now.checked_add(self.write_backoff.next_delay()).ok();
+                    }
+                }
+            }
+            Done::MirrorWritten(result) => {
+                self.writing = false;
+                if let Err(error) = result {
+                    tracing::warn!(pod = spec::title(&self.pod), %error, "the mirror pod was not written");
+                    self.write_after = now.checked_add(self.write_backoff.next_delay()).ok();
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, task: Task, result: TaskResult, now: Timestamp) {
+        match result {
+            TaskResult::Mounted(Ok(made)) => {
+                self.volumes = Volumes::Mounted;
+                self.refresh = made.refresh;
+            }
+            TaskResult::Mounted(Err(message)) => {
+                // What is mounted stays good for what runs; a new pod waits.
+                let retry = now + SignedDuration::from_secs(2);
+                self.volumes = Volumes::Failed(Failure { reason: "FailedMount".into(), message, retry });
+            }
+            TaskResult::CleanedUp(Ok(())) => self.volumes = Volumes::Removed,
+            TaskResult::CleanedUp(Err(message)) => {
+                tracing::warn!(pod = spec::title(&self.pod), message, "the pod's folders were not removed");
+                let retry = now + SignedDuration::from_secs(2);
+                self.volumes = Volumes::Failed(Failure { reason: "FailedUnmount".into(), message, retry });
+            }
+            TaskResult::Collected(ids) => {
+                self.runtime.containers.retain(|c| !ids.contains(&c.id));
+                self.runtime.sandboxes.retain(|s| !ids.contains(&s.id));
+            }
+            TaskResult::Sandbox(Ok(record)) => {
+                self.sandbox_failure = None;
+                self.sandbox_backoff.reset();
+                self.runtime.merge_sandbox(record);
+            }
+            TaskResult::SandboxStopped(id, Ok(())) => {
+                self.sandbox_failure = None;
+                for sandbox in self.runtime.sandboxes.iter_mut().filter(|s| s.id == id) {
+                    (sandbox.ready, sandbox.stopped) = (false, true);
+                }
+            }
+            TaskResult::Sandbox(Err(message)) | TaskResult::SandboxStopped(_, Err(message)) => {
+                let retry = now.checked_add(self.sandbox_backoff.next_delay()).unwrap_or(now);
+                self.sandbox_failure = Some(Failure { reason: "FailedCreatePodSandBox".into(), message, retry });
+            }
+            TaskResult::Prepared(Ok(ready)) => {
+                let Task::Image(container) = task else { return };
+                self.start_failures.remove(&container);
+                self.images.insert(container.clone(), Ok(ready.image.reference.clone()));
+                self.ready.insert(container, ready);
+            }
+            TaskResult::Prepared(Err(failure)) => {
+                let Task::Image(container) = task else { return };
+                self.images.insert(container, Err(failure));
+            }
+            TaskResult::Started(records, failure) => {
+                let Task::Start(container) = task else { return };
+                for record in records {
+                    self.merge(record);
+                }
+                if let Some(failure) = failure {
+                    self.start_failures.insert(container, failure);
+                }
+            }
+            TaskResult::Killed(record) => {
+                if let Some(record) = record {
+                    self.merge(record);
+                }
+            }
+        }
+    }
+
+    fn probed(&mut self, due: &Due, outcome: Outcome, now: Timestamp) {
+        let report = &self.context.report;
+        let unhealthy = |text: &str| {
+            let message = format!("{} probe failed: {text}", due.kind);
+            report.container(&self.pod, &due.container, EventType::Warning, "Unhealthy", message);
+        };
+        let success = match &outcome {
+            Outcome::Success => true,
+            Outcome::Failure(text) => {
+                unhealthy(text);
+                false
+            }
+            Outcome::Undecided(text) => {
+                let message = format!("{} probe errored: {text}", due.kind);
+                report.container(&self.pod, &due.container, EventType::Warning, "Unhealthy", message);
+                return self.probes.skip(&self.pod, due, now);
+            }
+        };
+        let changed = self.probes.record(&self.pod, due, success, now);
+        if changed && !success && due.kind != ProbeKind::Readiness {
+            tracing::info!(pod = spec::title(&self.pod), container = due.container, "{} probe failed", due.kind);
+        }
+    }
+
+    /// Computes the status and shows it to those who ask this process.
+    fn show(&mut self, now: Timestamp) {
+        let new = status(&self.input(now));
+        if self.pod.status.as_ref() != Some(&new) {
+            Arc::make_mut(&mut self.pod).status = Some(new);
+        }
+        let mut snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        snapshot.pod = self.pod.clone();
+        snapshot.runtime = self.runtime.clone();
+    }
+
+    /// Keeps readiness on disk, so that a restart of the kubelet flips nothing.
+    fn remember(&mut self) {
+        if self.ending.is_some() {
+            return;
+        }
+        let kept = self.probes.to_remember(&self.pod, &self.runtime);
+        if kept != self.remembered {
+            tasks::keep(&self.context.node, &self.pod, &kept);
+            self.remembered = kept;
+        }
+    }
+
+    /// Writes to the API server what it does not know yet: at most one write at a time, the latest state wins.
+    fn write(&mut self, now: Timestamp) -> Option<Timestamp> {
+        if self.ended && self.removed {
+            self.deleted = true;
+            return None;
+        }
+        let client = self.context.client.clone()?;
+        if self.writing || self.deleted {
+            return None;
+        }
+        if let Some(after) = self.write_after.filter(|at| *at > now) {
+            return Some(after);
+        }
+        self.write_after = None;
+        let (namespace, name) = (spec::namespace(&self.pod).to_owned(), spec::name(&self.pod).to_owned());
+        if self.is_static && self.api_uid.is_none() {
+            if self.mirror_known && self.ending.is_none() {
+                self.mirror_known = false;
+                let mirror = crate::sources::mirror_of(&self.pod, &self.context.node.name);
+                self.writing = true;
+                self.tasks.spawn(async move { Done::MirrorWritten(api_status::create(client, &mirror).await) });
+            }
+            return None;
+        }
+        let uid = self.api_uid.clone()?;
+        let status = self.pod.status.clone()?;
+        if let Some(patch) = api_status::patch(&uid, self.sent.as_ref(), &status) {
+            self.writing = true;
+            self.tasks.spawn(async move {
+                let result = api_status::send(client, &namespace, &name, patch).await;
+                Done::Sent(status, result)
+            });
+        } else if self.ended && self.pod.metadata.deletion_timestamp.is_some() && !self.is_static {
+            self.writing = true;
+            self.tasks.spawn(async move { Done::Deleted(api_status::delete(client, &namespace, &name, &uid).await) });
+        }
+        None
+    }
+
+    /// Follows the mirror pod: creates it, recreates it when it shows another definition, writes to it while it is right.
+    fn mirror(&mut self, mirror: Option<&Pod>) {
+        let wanted = spec::annotation(&self.pod, crate::pod::labels::CONFIG_HASH);
+        match mirror {
+            None => {
+                self.api_uid = None;
+                self.sent = None;
+            }
+            Some(mirror) => {
+                let right = spec::annotation(mirror, crate::pod::labels::CONFIG_MIRROR) == wanted;
+                let going = mirror.metadata.deletion_timestamp.is_some();
+                if right && !going {
+                    if self.api_uid.as_deref() != Some(spec::uid(mirror)) {
+                        self.api_uid = Some(spec::uid(mirror).to_owned());
+                        self.sent = mirror.status.clone();
+                    }
+                    return;
+                }
+                self.api_uid = None;
+                self.mirror_known = false;
+                if let Some(client) = self.context.client.clone() {
+                    let (namespace, name) = (spec::namespace(mirror).to_owned(), spec::name(mirror).to_owned());
+                    let uid = spec::uid(mirror).to_owned();
+                    self.tasks.spawn(async move {
+                        Done::MirrorWritten(api_status::delete(client, &namespace, &name, &uid).await)
+                    });
+                }
+            }
+        }
+    }
+}
+
+const OWN_CONDITIONS: &[&str] =
+    &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+
+/// The earliest of some times.
+struct Wake(Option<Timestamp>);
+
+impl Wake {
+    fn at(&mut self, time: Option<Timestamp>) {
+        self.0 = match (self.0, time) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+}
+
+fn until(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(now)).unwrap_or_default()
+}
+
+async fn sleep(pause: Option<Duration>) {
+    match pause {
+        // Timers fire to the millisecond; a hair more, so that the time has surely come.
+        Some(pause) => tokio::time::sleep(pause + Duration::from_millis(1)).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,379 @@
+//! What a worker's actions do. Each function here is one task: it calls the runtime and the API, and returns what came
+//! of it; the worker alone changes the pod's state.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bosun_kit::events::EventType;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container, Pod};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Message;
+use crate::context::Context;
+use crate::images::Present;
+use crate::make::env::{EnvObjects, environment};
+use crate::make::{Node, container as make_container, resources, sandbox as make_sandbox, security, text};
+use crate::objects;
+use crate::pod::plan::{Cause, Failure};
+use crate::pod::probe::{Due, ProbeKind, Remembered, probe_of};
+use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
+use crate::pod::spec;
+use crate::probes::{self, Outcome};
+use crate::volumes::{self, Made};
+
+/// How long after a failure that only a change elsewhere mends.
+const CONFIG_RETRY: SignedDuration = SignedDuration::from_secs(5);
+const CREATE_RETRY: SignedDuration = SignedDuration::from_secs(10);
+/// A container gets at least this long after its preStop hook, as in stock.
+const LEAST_GRACE: i64 = 2;
+
+/// What came of a task.
+pub(super) enum TaskResult {
+    Mounted(Result<Made, String>),
+    CleanedUp(Result<(), String>),
+    Sandbox(Result<SandboxRecord, String>),
+    SandboxStopped(String, Result<(), String>),
+    Prepared(Result<Ready, Failure>),
+    Started(Vec<ContainerRecord>, Option<Failure>),
+    Killed(Option<ContainerRecord>),
+    Collected(Vec<String>),
+}
+
+/// Forgets containers with their logs, and sandboxes. Returns what is gone; the rest is tried again by the plan.
+pub(super) async fn collect(
+    context: &Context,
+    pod: &Pod,
+    sandboxes: Vec<String>,
+    containers: Vec<ContainerRecord>,
+) -> TaskResult {
+    let mut gone = Vec::new();
+    for container in containers {
+        match context.runtime.remove_container(&container.id).await {
+            Ok(()) => {
+                let log = format!("{}/{}.log", container.name, container.attempt);
+                let _ = fs::remove_file(context.node.log_dir(pod).join(log));
+                let _ = fs::remove_file(link_path(context, pod, &container.name, &container.id));
+                gone.push(container.id);
+            }
+            Err(error) => tracing::warn!(%error, "a dead container was not removed"),
+        }
+    }
+    for id in sandboxes {
+        match context.runtime.remove_sandbox(&id).await {
+            Ok(()) => gone.push(id),
+            Err(error) => tracing::warn!(%error, "a dead sandbox was not removed"),
+        }
+    }
+    if gone.is_empty() {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    TaskResult::Collected(gone)
+}
+
+/// What a container needs that can be had before its sandbox is up.
+pub(super) struct Ready {
+    pub(super) image: Present,
+    pub(super) objects: EnvObjects,
+}
+
+/// Volumes, folders and cgroup.
+pub(super) async fn mount(context: &Context, pod: &Pod) -> TaskResult {
+    match volumes::set_up(pod, &context.node, &*context.objects).await {
+        Ok(made) => TaskResult::Mounted(Ok(made)),
+        Err(error) => {
+            let message = error.to_string();
+            context.report.pod(pod, EventType::Warning, "FailedMount", message.clone());
+            TaskResult::Mounted(Err(message))
+        }
+    }
+}
+
+pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
+    let path = resources::cgroup_parent(pod, &context.node);
+    if context.node.cgroups_per_qos
+        && let Err(error) = context.cgroups.tear_down_pod(&path).await
+    {
+        tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
+    }
+    let removed = volumes::tear_down(&context.node, spec::uid(pod));
+    TaskResult::CleanedUp(removed.map_err(|error| error.to_string()))
+}
+
+pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -> TaskResult {
+    let failed = |message: String| {
+        let event = format!("Failed to create pod sandbox: {message}");
+        context.report.pod(pod, EventType::Warning, "FailedCreatePodSandBox", event);
+        TaskResult::Sandbox(Err(message))
+    };
+    if let Err(error) = context.cgroups.set_up_pod(pod, &context.node) {
+        return failed(error.to_string());
+    }
+    let config = make_sandbox::config(pod, &context.node, attempt, &context.resolver_text());
+    if let Err(error) = fs::create_dir_all(&config.log_directory) {
+        return failed(format!("make log folder {}: {error}", config.log_directory));
+    }
+    let handler = spec::spec(pod).runtime_class_name.clone().unwrap_or_default();
+    match context.runtime.run_sandbox(config, handler).await {
+        Ok(id) => match context.observer.sandbox(&id).await {
+            Ok(record) => TaskResult::Sandbox(Ok(record)),
+            Err(error) => failed(error.message),
+        },
+        Err(error) => failed(error.message),
+    }
+}
+
+pub(super) async fn stop_sandbox(context: &Context, id: String) -> TaskResult {
+    let stopped = context.runtime.stop_sandbox(&id).await.map_err(|error| error.to_string());
+    if let Err(message) = &stopped {
+        tracing::warn!(sandbox = id, message, "the sandbox was not stopped");
+    }
+    TaskResult::SandboxStopped(id, stopped)
+}
+
+/// The image and the objects that the environment refers to.
+pub(super) async fn prepare(context: &Context, pod: &Pod, name: String, give_up: CancellationToken) -> TaskResult {
+    let Some((_, container)) = spec::container(pod, &name) else {
+        return TaskResult::Prepared(Err(config_failure(format!("container {name} is not in the pod"))));
+    };
+    let look = async {
+        let objects = async {
+            objects::for_env(&*context.objects, pod, container).await.map_err(|message| {
+                context.report.container(pod, &name, EventType::Warning, "Failed", format!("Error: {message}"));
+                config_failure(message)
+            })
+        };
+        let (image, objects) = futures::try_join!(context.images.ensure(pod, container), objects)?;
+        if let Err(message) = security::check_non_root(pod, container, &image.user) {
+            context.report.container(pod, &name, EventType::Warning, "Failed", format!("Error: {message}"));
+            return Err(config_failure(message));
+        }
+        Ok(Ready { image, objects })
+    };
+    tokio::select! {
+        looked = look => TaskResult::Prepared(looked),
+        () = give_up.cancelled() => TaskResult::Prepared(Err(config_failure("the pod ends".to_owned()))),
+    }
+}
+
+fn config_failure(message: String) -> Failure {
+    Failure { reason: "CreateContainerConfigError".into(), message, retry: Timestamp::now() + CONFIG_RETRY }
+}
+
+/// A container to start.
+pub(super) struct StartContainer {
+    pub(super) pod: Arc<Pod>,
+    pub(super) container: String,
+    pub(super) attempt: u32,
+    pub(super) sandbox: String,
+    pub(super) ips: Vec<String>,
+    pub(super) ready: Ready,
+    pub(super) messages: mpsc::UnboundedSender<Message>,
+    pub(super) give_up: CancellationToken,
+}
+
+pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResult {
+    let pod = start.pod.clone();
+    let Some((_, container)) = spec::container(&pod, &start.container) else {
+        return TaskResult::Started(Vec::new(), None);
+    };
+    let event = |kind: EventType, reason: &str, message: String| {
+        context.report.container(&pod, &start.container, kind, reason, message);
+    };
+    let failed = |reason: &str, message: String, after: SignedDuration| {
+        event(EventType::Warning, "Failed", format!("Error: {message}"));
+        let failure = Failure { reason: reason.to_owned(), message, retry: Timestamp::now() + after };
+        TaskResult::Started(Vec::new(), Some(failure))
+    };
+    let (config, sandbox_config) = match configure(context, &start, container) {
+        Ok(configs) => configs,
+        Err(message) => return failed("CreateContainerConfigError", message, CONFIG_RETRY),
+    };
+    let log = PathBuf::from(&sandbox_config.log_directory).join(&config.log_path);
+    let created = context.runtime.create_container(&start.sandbox, config, sandbox_config).await;
+    let id = match created {
+        Ok(id) => id,
+        Err(error) => {
+            // A sandbox that has died is a frequent cause, and nobody may have told yet.
+            if let Ok(sandbox) = context.observer.sandbox(&start.sandbox).await {
+                let _ = start.messages.send(Message::Sandbox(sandbox));
+            }
+            return failed("CreateContainerError", error.message, CREATE_RETRY);
+        }
+    };
+    event(EventType::Normal, "Created", "Container created".into());
+    if let Err(error) = context.runtime.start_container(&id).await {
+        event(EventType::Warning, "Failed", format!("Error: {}", error.message));
+        let record = context.observer.container(&id, &start.sandbox).await.ok();
+        let ended = record.as_ref().is_some_and(|r| r.state == State::Exited);
+        let retry = Timestamp::now() + if ended { SignedDuration::ZERO } else { CREATE_RETRY };
+        let failure = Failure { reason: "RunContainerError".into(), message: error.message, retry };
+        return TaskResult::Started(record.into_iter().collect(), Some(failure));
+    }
+    let record = context.observer.container(&id, &start.sandbox).await.ok();
+    event(EventType::Normal, "Started", "Container started".into());
+    link_log(context, &pod, &start.container, &id, &log);
+    let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
+        return TaskResult::Started(record.into_iter().collect(), None);
+    };
+    if let Some(record) = record {
+        // Shown as running while the hook runs.
+        let _ = start.messages.send(Message::Container(record));
+    }
+    let host = start.ips.first().cloned().unwrap_or_default();
+    let ran = tokio::select! {
+        ran = probes::hook(&*context.runtime, hook, container, &id, &host, None) => ran,
+        () = start.give_up.cancelled() => Ok(()),
+    };
+    let Err(message) = ran else { return TaskResult::Started(Vec::new(), None) };
+    event(EventType::Warning, "FailedPostStartHook", format!("PostStartHook failed: {message}"));
+    event(EventType::Normal, "Killing", "FailedPostStartHook".into());
+    let grace = Duration::from_secs(spec::grace_period(&pod) as u64);
+    if let Err(error) = context.runtime.stop_container(&id, grace).await {
+        tracing::warn!(%error, "a container whose postStart hook failed was not stopped");
+    }
+    let record = context.observer.container(&id, &start.sandbox).await.ok();
+    TaskResult::Started(record.into_iter().collect(), None)
+}
+
+type Configs = (bosun_proto::cri::ContainerConfig, bosun_proto::cri::PodSandboxConfig);
+
+fn configure(context: &Context, start: &StartContainer, container: &Container) -> Result<Configs, String> {
+    let (pod, node) = (&*start.pod, &*context.node);
+    let env = environment(pod, container, node, &start.ips, &start.ready.objects)?;
+    let mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env)?;
+    let looked = make_container::Looked {
+        env,
+        mounts,
+        devices: Vec::new(),
+        image_ref: start.ready.image.reference.clone(),
+        image_user: start.ready.image.user.clone(),
+    };
+    let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text());
+    let logs = PathBuf::from(&sandbox_config.log_directory).join(&container.name);
+    fs::create_dir_all(&logs).map_err(|error| format!("make log folder {}: {error}", logs.display()))?;
+    Ok((make_container::config(pod, container, node, start.attempt, looked), sandbox_config))
+}
+
+/// The name by which log collectors find a container's log.
+fn link_path(context: &Context, pod: &Pod, container: &str, id: &str) -> PathBuf {
+    let name = format!("{}_{}_{container}-{id}.log", spec::name(pod), spec::namespace(pod));
+    context.node.container_logs_dir.join(name)
+}
+
+fn link_log(context: &Context, pod: &Pod, container: &str, id: &str, log: &std::path::Path) {
+    let link = link_path(context, pod, container, id);
+    if let Err(error) = symlink(log, &link)
+        && error.kind() != std::io::ErrorKind::AlreadyExists
+    {
+        tracing::warn!(link = text(&link), %error, "the link to a container's log was not made");
+    }
+}
+
+/// A container to stop.
+pub(super) struct Kill {
+    pub(super) pod: Arc<Pod>,
+    pub(super) container: String,
+    pub(super) id: String,
+    pub(super) sandbox: String,
+    pub(super) host: String,
+    pub(super) grace: i64,
+    pub(super) cause: Cause,
+}
+
+pub(super) async fn kill(context: &Context, kill: Kill) -> TaskResult {
+    let pod = &*kill.pod;
+    let event = |kind: EventType, reason: &str, message: String| {
+        context.report.container(pod, &kill.container, kind, reason, message);
+    };
+    let name = &kill.container;
+    let message = match &kill.cause {
+        Cause::PodEnds | Cause::SandboxChanged => format!("Stopping container {name}"),
+        Cause::DefinitionChanged => format!("Container {name} definition changed, will be restarted"),
+        Cause::Probe(ProbeKind::Startup) => format!("Container {name} failed startup probe, will be restarted"),
+        Cause::Probe(_) => format!("Container {name} failed liveness probe, will be restarted"),
+    };
+    event(EventType::Normal, "Killing", message);
+    let began = Instant::now();
+    let container = spec::container(pod, name).map(|(_, c)| c);
+    let hook = container.and_then(|c| c.lifecycle.as_ref()).and_then(|l| l.pre_stop.as_ref());
+    if let (Some(container), Some(hook), 1..) = (container, hook, kill.grace) {
+        let limit = Duration::from_secs(kill.grace as u64);
+        let ran = probes::hook(&*context.runtime, hook, container, &kill.id, &kill.host, Some(limit)).await;
+        if let Err(message) = ran {
+            event(EventType::Warning, "FailedPreStopHook", format!("PreStopHook failed: {message}"));
+        }
+    }
+    let left = kill.grace - began.elapsed().as_secs() as i64;
+    let grace = if kill.grace == 0 { 0 } else { left.max(LEAST_GRACE.min(kill.grace)) };
+    if let Err(error) = context.runtime.stop_container(&kill.id, Duration::from_secs(grace as u64)).await {
+        event(EventType::Warning, "FailedKillPod", format!("error killing pod: {error}"));
+        // Tried again by the plan, since the container still runs; not at once.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    match context.observer.container(&kill.id, &kill.sandbox).await {
+        Ok(record) => TaskResult::Killed(Some(record)),
+        Err(_) => TaskResult::Killed(None),
+    }
+}
+
+pub(super) async fn probe(context: &Context, pod: &Pod, due: &Due, host: &str) -> Outcome {
+    let found = spec::container(pod, &due.container).map(|(_, c)| c);
+    let Some((container, probe)) = found.and_then(|c| Some((c, probe_of(c, due.kind)?))) else {
+        return Outcome::Undecided("the probe is no longer in the pod".to_owned());
+    };
+    probes::run(&*context.runtime, probe, container, &due.container_id, host).await
+}
+
+/// Removes what a pod leaves in the runtime and its logs, once nobody asks for them any more. What fails is found again
+/// by the next clean-up of left-overs.
+pub(super) async fn forget(context: &Context, pod: &Pod, runtime: &PodRecord) {
+    let mut removed = true;
+    for sandbox in &runtime.sandboxes {
+        if let Err(error) = context.runtime.remove_sandbox(&sandbox.id).await {
+            tracing::warn!(%error, "a sandbox was not removed");
+            removed = false;
+        }
+    }
+    let known: Vec<&str> = runtime.sandboxes.iter().map(|s| s.id.as_str()).collect();
+    for container in runtime.containers.iter().filter(|c| !known.contains(&c.sandbox.as_str())) {
+        if let Err(error) = context.runtime.remove_container(&container.id).await {
+            tracing::warn!(%error, "a container was not removed");
+        }
+    }
+    for container in &runtime.containers {
+        let _ = fs::remove_file(link_path(context, pod, &container.name, &container.id));
+    }
+    if removed {
+        let _ = fs::remove_dir_all(context.node.log_dir(pod));
+    }
+}
+
+fn kept_path(node: &Node, pod: &Pod) -> PathBuf {
+    node.pod_dir(pod).join("probes.json")
+}
+
+/// What was kept of the pod's probes; nothing if there is nothing, or it is damaged.
+pub(super) fn recall(node: &Node, pod: &Pod) -> BTreeMap<String, Remembered> {
+    let bytes = fs::read(kept_path(node, pod)).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
+}
+
+/// Keeps what is known of the pod's probes. Written beside and renamed, so that it is whole or absent; not synced, since
+/// after a crash of the machine no container runs to which it could apply.
+pub(super) fn keep(node: &Node, pod: &Pod, kept: &BTreeMap<String, Remembered>) {
+    let path = kept_path(node, pod);
+    let beside = path.with_extension("new");
+    let write = || -> std::io::Result<()> {
+        fs::write(&beside, serde_json::to_vec(kept)?)?;
+        fs::rename(&beside, &path)
+    };
+    if let Err(error) = write() {
+        tracing::debug!(path = text(&path), %error, "probe results were not kept");
+    }
+}
