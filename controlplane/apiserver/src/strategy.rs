@@ -112,20 +112,6 @@ fn settle_secret(secret: &mut Value) {
     }
 }
 
-/// A signing request is made in the name of who sends it, whatever it says.
-pub(crate) fn stamp_requestor(resource: &Resource, object: &mut Value, user: &UserInfo) {
-    if (resource.group, resource.plural) != ("certificates.k8s.io", "certificatesigningrequests") {
-        return;
-    }
-    let Some(spec) = object["spec"].as_object_mut() else { return };
-    for key in ["username", "uid", "groups", "extra"] {
-        spec.remove(key);
-    }
-    if let Ok(Value::Object(user)) = serde_json::to_value(user) {
-        spec.extend(user);
-    }
-}
-
 fn first_pod(top: &mut Map<String, Value>) {
     let typed = serde_json::from_value(Value::Object(top.clone()));
     let qos = typed.map_or("BestEffort", |pod| bosun_api::pod::qos_class(&pod).as_str());
@@ -246,6 +232,20 @@ fn wishes_changed(old: &Value, new: &Value) -> bool {
     let labels = |object: &Value| object["metadata"].get("labels").cloned();
     let slice = new.get("addressType").is_some();
     wishes(old) != wishes(new) || (slice && labels(old) != labels(new))
+}
+
+/// A signing request says who made it; what the maker says of that does not count.
+pub(crate) fn stamp_requester(resource: &Resource, object: &mut Value, user: &UserInfo) {
+    if resource.plural != "certificatesigningrequests" {
+        return;
+    }
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    for key in ["username", "uid", "groups", "extra"] {
+        spec.remove(key);
+    }
+    if let Ok(Value::Object(stamp)) = serde_json::to_value(user) {
+        spec.extend(stamp);
+    }
 }
 
 #[cfg(test)]
