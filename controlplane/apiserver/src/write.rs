@@ -70,9 +70,6 @@ impl Inner {
         let resource = call.resource;
         let kept = resource.stored_as();
         defaults::apply(kept, &mut value);
-        if kept.plural == "jobs" {
-            defaults::job_selector(&mut value);
-        }
         self.admit(call, Operation::Create, &mut value, None)?;
         strategy::prune(kept, &mut value);
         validation::check(kept, &value, validation::validate_create(kept, &value))?;
