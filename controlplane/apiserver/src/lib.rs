@@ -17,6 +17,7 @@ mod discovery;
 mod fields;
 mod grants;
 mod impersonate;
+mod memory;
 mod metrics;
 mod object;
 mod openapi;

@@ -91,7 +91,9 @@ impl Documents {
         if let Some(packed) = made.get(document) {
             return Some(packed.clone());
         }
-        let packed = document.make()?;
+        let packed = document.make();
+        crate::memory::give_back();
+        let packed = packed?;
         made.insert(document.clone(), packed.clone());
         Some(packed)
     }
