@@ -9,11 +9,15 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
 
+use crate::protobuf;
+
 /// The largest request body.
 pub(crate) const BODY_LIMIT: usize = 3 * 1024 * 1024;
 /// A client must have sent its body within this.
 const BODY_DEADLINE: Duration = Duration::from_secs(60);
-const ACCEPTED: &str = "application/json, application/yaml";
+/// What is answered; bodies may be protobuf too.
+const ANSWERED: &str = "application/json, application/yaml";
+const ACCEPTED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 /// The form in which the client wants objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +55,7 @@ impl Accept {
         }
         match any {
             false => Ok(Self::JSON),
-            true => Err(ApiError::not_acceptable(ACCEPTED)),
+            true => Err(ApiError::not_acceptable(ANSWERED)),
         }
     }
 
@@ -133,6 +137,7 @@ pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError>
     match media_type(headers) {
         _ if is_json(headers) => parse_json(body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => parse_yaml(body),
+        "application/vnd.kubernetes.protobuf" => protobuf::decode(body).map_err(ApiError::bad_request),
         _ => Err(ApiError::unsupported_media_type(ACCEPTED)),
     }
 }
