@@ -8,6 +8,7 @@
 mod decode;
 mod types;
 
+pub(crate) use decode::{micro_time, second_time};
 pub use decode::{DecodeError, Decoded, decode, decode_bytes, decode_value, refusal};
 pub use types::{Definition, Field, Leaf, Strategy, Type, definition};
 

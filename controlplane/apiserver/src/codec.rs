@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bosun_api::protobuf;
 use bosun_api::status::ApiError;
 use bosun_kit::http::{Body, full};
 use bytes::{Bytes, BytesMut};
@@ -13,7 +14,10 @@ use serde_json::Value;
 pub(crate) const BODY_LIMIT: usize = 3 * 1024 * 1024;
 /// A client must have sent its body within this.
 const BODY_DEADLINE: Duration = Duration::from_secs(60);
+/// What we answer in.
 const ACCEPTED: &str = "application/json, application/yaml";
+/// What we take.
+const READABLE: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 /// The form in which the client wants objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +129,7 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     matches!(media_type(headers), "application/json" | "" | "*/*")
 }
 
-/// The object in a body, as JSON or YAML.
+/// The object in a body, as JSON, YAML or protobuf.
 ///
 /// # Errors
 /// 415 for other media types, 400 for what does not parse.
@@ -133,7 +137,10 @@ pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError>
     match media_type(headers) {
         _ if is_json(headers) => parse_json(body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => parse_yaml(body),
-        _ => Err(ApiError::unsupported_media_type(ACCEPTED)),
+        protobuf::MEDIA_TYPE => {
+            protobuf::decode_body(body).map_err(|e| ApiError::bad_request(format!("couldn't decode the body: {e}")))
+        }
+        _ => Err(ApiError::unsupported_media_type(READABLE)),
     }
 }
 
