@@ -25,7 +25,7 @@ pub fn apply(resource: &Resource, object: &mut Value) {
         ("", "Endpoints") => service::endpoints(object),
         ("", "Namespace") => namespace(object),
         ("", "Node") => child(object, "status", node_status),
-        ("", "Secret") => set_text(object, "type", "Opaque"),
+        ("", "Secret") => secret(object),
         ("", "PersistentVolume") => persistent_volume(object),
         ("", "PersistentVolumeClaim") => persistent_volume_claim(object),
         ("", "LimitRange") => limit_range(object),
@@ -50,6 +50,23 @@ pub fn apply(resource: &Resource, object: &mut Value) {
         ("scheduling.k8s.io", "PriorityClass") => set_text(object, "preemptionPolicy", "PreemptLowerPriority"),
         ("admissionregistration.k8s.io", kind) => admission(object, kind),
         _ => {}
+    }
+}
+
+/// `stringData` is for writing only: it goes into `data`, over what is there, and is never kept.
+fn secret(object: &mut Map<String, Value>) {
+    set_text(object, "type", "Opaque");
+    let Some(Value::Object(texts)) = object.remove("stringData") else { return };
+    if texts.is_empty() {
+        return;
+    }
+    let data = object.entry("data").or_insert(Value::Null);
+    if !data.is_object() {
+        *data = json!({});
+    }
+    for (key, text) in texts {
+        let bytes = text.as_str().unwrap_or_default().as_bytes();
+        data[&key] = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes).into();
     }
 }
 
@@ -221,6 +238,12 @@ mod tests {
     fn defaulted(group: &str, plural: &str, mut object: Value) -> Value {
         apply(find(group, "v1", plural).unwrap(), &mut object);
         object
+    }
+
+    #[test]
+    fn secrets_written_as_text() {
+        let secret = json!({"data": {"a": "b2xk", "b": "b2xk"}, "stringData": {"a": "new"}});
+        assert_eq!(defaulted("", "secrets", secret), json!({"type": "Opaque", "data": {"a": "bmV3", "b": "b2xk"}}));
     }
 
     #[test]

@@ -6,8 +6,9 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use bosun_kit::logs::LogArgs;
-use bosun_kit::{flags, logs, shutdown, tls};
+use bosun_kit::{flags, program};
 use clap::{Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
 
 mod addons;
 mod address;
@@ -59,20 +60,10 @@ fn main() -> ExitCode {
         return bosun_cni::main(argv0, args.iter().skip(1).cloned()).into();
     }
     let cli = Cli::parse_from(flags::go_args(args));
-    logs::init(&cli.logs);
-    tls::install_crypto();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&anyhow::Error::from(error).context("start worker threads")),
-    };
-    match runtime.block_on(run(cli.command)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
-    }
+    program::run(&cli.logs, |cancel| run(cli.command, cancel))
 }
 
-async fn run(command: Command) -> anyhow::Result<()> {
-    let cancel = shutdown::token();
+async fn run(command: Command, cancel: CancellationToken) -> anyhow::Result<()> {
     match command {
         Command::Server(options) => server::run(*options, cancel).await,
         Command::Agent(options) => agent::run(*options, cancel).await,
@@ -81,12 +72,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::ControllerManager(options) => options.run(cancel).await,
         Command::Dns(options) => options.run(cancel).await,
         Command::Kubelet(options) => options.run(cancel).await,
-        Command::KubeProxy(_options) => anyhow::bail!("wip"),
+        Command::KubeProxy(options) => options.run(cancel).await,
         Command::Netd(options) => options.run(cancel).await,
     }
-}
-
-fn fail(error: &anyhow::Error) -> ExitCode {
-    tracing::error!("{error:#}");
-    ExitCode::FAILURE
 }

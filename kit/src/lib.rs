@@ -18,6 +18,7 @@ pub mod leader;
 pub mod logs;
 pub mod metrics;
 pub mod pki;
+pub mod program;
 pub mod queue;
 pub mod shutdown;
 pub mod tls;

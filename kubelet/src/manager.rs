@@ -298,7 +298,7 @@ impl Manager {
         match news {
             News::Container(owner, record) => match self.handle(&owner.uid) {
                 Some(handle) => handle.tell(Message::Container(record)),
-                None => drop(self.unclaimed(owner).merge_container(record)),
+                None => drop(self.unclaimed(owner).merge_container(*record)),
             },
             News::Sandbox(owner, record) => match self.handle(&owner.uid) {
                 Some(handle) => handle.tell(Message::Sandbox(record)),

@@ -58,7 +58,7 @@ impl Owner {
 #[derive(Debug)]
 pub enum News {
     /// The state of a container.
-    Container(Owner, ContainerRecord),
+    Container(Owner, Box<ContainerRecord>),
     /// The state of a sandbox.
     Sandbox(Owner, SandboxRecord),
     /// A listing begun at that time showed these ids and no others.
@@ -170,7 +170,7 @@ impl Observer {
             if !self.knows(&container.id, code(state))
                 && let Ok(record) = self.container(&container.id, &container.pod_sandbox_id).await
             {
-                self.tell(News::Container(owner, record));
+                self.tell(News::Container(owner, Box::new(record)));
             }
         }
         self.known.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| ids.contains(id));
@@ -271,7 +271,7 @@ impl Observer {
                 false if self.knows(&status.id, code(State::from(status.state()))) => continue,
                 false => self.record(status, &sandbox.id),
             };
-            self.tell(News::Container(owner.clone(), record));
+            self.tell(News::Container(owner.clone(), Box::new(record)));
         }
     }
 
@@ -303,7 +303,7 @@ impl Observer {
             // Only a container that runs after its process was opened has surely this process.
             match self.container(&id, &sandbox).await {
                 Ok(record) if record.state == State::Running => drop(process.readable().await),
-                Ok(record) => return self.tell(News::Container(owner, record)),
+                Ok(record) => return self.tell(News::Container(owner, Box::new(record))),
                 Err(_) => return,
             }
         }
@@ -312,7 +312,9 @@ impl Observer {
         while pause < Duration::from_secs(3) {
             tokio::time::sleep(pause).await;
             match self.container(&id, &sandbox).await {
-                Ok(record) if record.state != State::Running => return self.tell(News::Container(owner, record)),
+                Ok(record) if record.state != State::Running => {
+                    return self.tell(News::Container(owner, Box::new(record)));
+                }
                 Ok(_) => pause *= 2,
                 Err(_) => return,
             }

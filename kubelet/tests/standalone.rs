@@ -1,5 +1,6 @@
 //! The kubelet as a program, alone with a real containerd in a network namespace of its own: a static pod starts, is
 //! adopted after a SIGKILL of the kubelet, follows its manifest, and leaves nothing behind.
+#![expect(clippy::unwrap_used, reason = "helpers of a test: whatever fails fails the test")]
 
 use std::fs;
 use std::io::Write;

@@ -12,6 +12,7 @@ mod metrics;
 pub mod model;
 pub mod nftables;
 pub mod plan;
+mod program;
 mod run;
 mod server;
 mod sysctl;

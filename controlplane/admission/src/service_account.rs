@@ -69,7 +69,8 @@ fn mount_token(spec: &mut Value) {
     let name = existing.clone().unwrap_or_else(|| format!("{VOLUME_PREFIX}{}", suffix()));
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
-        for container in spec[list].as_array_mut().into_iter().flatten() {
+        // Not `spec[list]`: to index what is not there would write a null.
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
             mounted |= mount_in(container, &name);
         }
     }

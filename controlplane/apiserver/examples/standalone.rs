@@ -55,7 +55,8 @@ fn prepare(dir: &std::path::Path, port: &str) -> Result<()> {
         usages: vec![usage],
         lifetime: Duration::from_secs(86400 * 365),
     };
-    ca.issue(&leaf("kube-apiserver", &[], Usage::ServerAuth))?.write(&dir.join("server.crt"), &dir.join("server.key"))?;
+    ca.issue(&leaf("kube-apiserver", &[], Usage::ServerAuth))?
+        .write(&dir.join("server.crt"), &dir.join("server.key"))?;
     let admin = ca.issue(&leaf("kubernetes-admin", &["system:masters"], Usage::ClientAuth))?;
     let (private, public) = new_signing_key()?;
     std::fs::write(dir.join("sa.key"), private)?;

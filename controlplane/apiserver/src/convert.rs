@@ -75,7 +75,8 @@ fn autoscaler_to_v2(value: &mut Value) {
     if let Some(status) = value["status"].as_object_mut()
         && let Some(percent) = status.remove("currentCPUUtilizationPercentage").filter(|p| !p.is_null())
     {
-        let current = json!({"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": percent}}});
+        let current =
+            json!({"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": percent}}});
         status.insert("currentMetrics".into(), json!([current]));
     }
 }

@@ -1,6 +1,7 @@
 //! What each resource lets clients write: which parts belong to which endpoint, and what follows from a write.
 
 use bosun_api::resource::Resource;
+use k8s_openapi::api::authentication::v1::UserInfo;
 use serde_json::{Map, Value, json};
 
 /// Which endpoint an update came through.
@@ -194,6 +195,20 @@ fn wishes_changed(old: &Value, new: &Value) -> bool {
     let labels = |object: &Value| object["metadata"].get("labels").cloned();
     let slice = new.get("addressType").is_some();
     wishes(old) != wishes(new) || (slice && labels(old) != labels(new))
+}
+
+/// A signing request says who made it; what the maker says of that does not count.
+pub(crate) fn stamp_requester(resource: &Resource, object: &mut Value, user: &UserInfo) {
+    if resource.plural != "certificatesigningrequests" {
+        return;
+    }
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    for key in ["username", "uid", "groups", "extra"] {
+        spec.remove(key);
+    }
+    if let Ok(Value::Object(stamp)) = serde_json::to_value(user) {
+        spec.extend(stamp);
+    }
 }
 
 #[cfg(test)]

@@ -49,6 +49,7 @@ impl Inner {
         let resource = call.resource;
         begin(call, &mut value)?;
         strategy::prepare_create(resource, &mut value);
+        strategy::stamp_requester(resource, &mut value, &call.user);
         let base = generate_base(&value);
         for _ in 0..NAME_TRIES {
             let mut value = value.clone();
@@ -68,6 +69,9 @@ impl Inner {
         let resource = call.resource;
         let kept = resource.stored_as();
         defaults::apply(kept, &mut value);
+        if kept.plural == "jobs" {
+            defaults::job_selector(&mut value);
+        }
         self.admit(call, Operation::Create, &mut value, None)?;
         validation::check(kept, &value, validation::validate_create(kept, &value))?;
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();

@@ -40,11 +40,8 @@ fn plan(
     for pod in pods {
         let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).filter(|n| !n.is_empty());
         match node {
-            Some(node) if !has_node(node) => {
-                if !quarantined(node) {
-                    doomed.push((pod.clone(), Why::Orphaned));
-                }
-            }
+            Some(node) if !has_node(node) && quarantined(node) => {}
+            Some(node) if !has_node(node) => doomed.push((pod.clone(), Why::Orphaned)),
             None if pod.metadata.deletion_timestamp.is_some() => doomed.push((pod.clone(), Why::Unscheduled)),
             _ if is_terminal(pod) && pod.metadata.deletion_timestamp.is_none() => finished.push(pod),
             _ => {}
@@ -176,7 +173,7 @@ mod tests {
         }))
         .unwrap();
         pod.metadata.creation_timestamp = Some(Time(Timestamp::from_second(born).unwrap()));
-        pod.metadata.deletion_timestamp = leaving.then(|| Time(Timestamp::UNIX_EPOCH));
+        pod.metadata.deletion_timestamp = leaving.then_some(Time(Timestamp::UNIX_EPOCH));
         Arc::new(pod)
     }
 

@@ -68,9 +68,9 @@ impl From<kube::Error> for SyncError {
 }
 
 impl SyncError {
-    /// The object changed under our hands: look again.
+    /// The object changed or went under our hands: look again.
     fn is_stale(&self) -> bool {
-        matches!(self, Self::Api(error) if code(error) == 409)
+        matches!(self, Self::Api(error) if matches!(code(error), 404 | 409))
     }
 }
 

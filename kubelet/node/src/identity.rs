@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use base64::Engine as _;
 use bosun_kit::backoff::{Backoff, jittered};
 use bosun_kit::files::write_atomic;
 use bosun_kit::{client, pki, tls};
@@ -48,6 +49,17 @@ pub enum IdentityError {
     /// Neither file is there.
     #[error("kubeconfig {} does not exist, and no --bootstrap-kubeconfig is given to get one with", .0.display())]
     NoKubeconfig(PathBuf),
+    /// The certificate cannot be used any more, and there is no token to get another with.
+    #[error(
+        "kubeconfig {}: its client certificate expired at {until}; give --bootstrap-kubeconfig with a new bootstrap token",
+        .kubeconfig.display()
+    )]
+    Expired {
+        /// The kubeconfig.
+        kubeconfig: PathBuf,
+        /// When it expired.
+        until: Timestamp,
+    },
     /// A kubeconfig is missing or broken.
     #[error("{0}")]
     Kubeconfig(String),
@@ -90,32 +102,59 @@ pub enum IdentityError {
 /// # Errors
 /// See [`IdentityError`].
 pub async fn establish(config: &IdentityConfig, cancel: &CancellationToken) -> Result<Identity, IdentityError> {
-    if let Some(bootstrap) = &config.bootstrap_kubeconfig
-        && !still_valid(&config.kubeconfig, Timestamp::now())
-    {
-        tokio::select! {
+    let shown = Shown::by(&config.kubeconfig);
+    if shown.is_good(Timestamp::now()) {
+        return Identity::load(config.clone()).await;
+    }
+    match (&config.bootstrap_kubeconfig, shown) {
+        (Some(bootstrap), _) => tokio::select! {
             done = self::bootstrap(config, bootstrap) => done?,
             () = cancel.cancelled() => return Err(IdentityError::Cancelled),
+        },
+        (None, Shown::Certificate(until)) => {
+            return Err(IdentityError::Expired { kubeconfig: config.kubeconfig.clone(), until });
         }
-    } else if !config.kubeconfig.exists() {
-        return Err(IdentityError::NoKubeconfig(config.kubeconfig.clone()));
+        (None, _) if !config.kubeconfig.exists() => {
+            return Err(IdentityError::NoKubeconfig(config.kubeconfig.clone()));
+        }
+        // Broken in some way: loading it tells how.
+        (None, _) => {}
     }
     Identity::load(config.clone()).await
 }
 
-/// Whether the kubeconfig holds a client certificate that has not expired, or another credential.
-fn still_valid(path: &Path, now: Timestamp) -> bool {
-    let Ok(kubeconfig) = Kubeconfig::read_from(path) else { return false };
-    let Some(user) = kubeconfig.auth_infos.first().and_then(|user| user.auth_info.as_ref()) else { return false };
-    let pem = match (&user.client_certificate, &user.client_certificate_data) {
-        (Some(file), _) => std::fs::read(file).unwrap_or_default(),
-        (None, Some(data)) => {
-            use base64::Engine as _;
-            base64::engine::general_purpose::STANDARD.decode(data).unwrap_or_default()
+/// What a kubeconfig has to show.
+#[derive(Debug, PartialEq, Eq)]
+enum Shown {
+    /// Nothing, or it cannot be read.
+    Nothing,
+    /// A client certificate that holds until then.
+    Certificate(Timestamp),
+    /// Something whose life we do not know.
+    Other,
+}
+
+impl Shown {
+    fn by(path: &Path) -> Self {
+        let Ok(kubeconfig) = Kubeconfig::read_from(path) else { return Self::Nothing };
+        let Some(user) = kubeconfig.auth_infos.first().and_then(|user| user.auth_info.as_ref()) else {
+            return Self::Nothing;
+        };
+        let pem = match (&user.client_certificate, &user.client_certificate_data) {
+            (Some(file), _) => std::fs::read(file).unwrap_or_default(),
+            (None, Some(data)) => base64::engine::general_purpose::STANDARD.decode(data).unwrap_or_default(),
+            (None, None) => return Self::Other,
+        };
+        validity(&pem).map_or(Self::Nothing, |(_, until)| Self::Certificate(until))
+    }
+
+    fn is_good(&self, now: Timestamp) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Certificate(until) => now < *until,
+            Self::Other => true,
         }
-        (None, None) => return user.token.is_some() || user.token_file.is_some(),
-    };
-    validity(&pem).is_some_and(|(_, until)| now < until)
+    }
 }
 
 /// From when to when the leaf certificate in a PEM text holds.
@@ -385,7 +424,7 @@ mod tests {
         assert_eq!(cluster.server.as_deref(), Some("https://10.0.0.1:6443"));
         assert!(cluster.certificate_authority_data.is_some());
 
-        assert!(!still_valid(&path, Timestamp::now()), "no certificate yet");
+        assert_eq!(Shown::by(&path), Shown::Nothing, "no certificate yet");
         let leaf = pki::LeafParams {
             cn: "system:node:a".into(),
             organizations: vec![],
@@ -396,8 +435,9 @@ mod tests {
         let issued = ca.issue(&leaf).unwrap();
         let store = CertificateStore::new(folder.path().join("pki"), "kubelet-client");
         store.update(&issued.cert_pem, &issued.key_pem, Timestamp::now()).unwrap();
-        assert!(still_valid(&path, Timestamp::now()));
-        let later = Timestamp::now() + jiff::SignedDuration::from_secs(61);
-        assert!(!still_valid(&path, later));
+        let shown = Shown::by(&path);
+        assert!(shown.is_good(Timestamp::now()));
+        assert!(!shown.is_good(Timestamp::now() + jiff::SignedDuration::from_secs(61)));
+        assert_eq!(Shown::by(&bootstrap), Shown::Other);
     }
 }

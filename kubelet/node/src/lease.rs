@@ -32,7 +32,11 @@ pub async fn keep(
     loop {
         let uid = node_uid.borrow().clone();
         let wanted = renewed(known.take(), &node_name, uid.as_deref(), duration, Timestamp::now());
-        let delay = match write(&api, &node_name, wanted).await {
+        let written = tokio::select! {
+            written = write(&api, &node_name, wanted) => written,
+            () = cancel.cancelled() => return,
+        };
+        let delay = match written {
             Ok(lease) => {
                 known = lease;
                 backoff.reset();

@@ -107,6 +107,21 @@ async fn an_unknown_token_and_a_denied_request_are_named() {
 }
 
 #[tokio::test]
+async fn an_expired_certificate_is_replaced_by_a_new_bootstrap_or_named() {
+    let (folder, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+    let api = Api::start().await;
+    *api.lifetime.lock().unwrap() = Duration::ZERO;
+    let config = identity_config(folder.path(), &api, TOKEN);
+    establish(&config, &cancel).await.unwrap();
+    let without = IdentityConfig { bootstrap_kubeconfig: None, ..config.clone() };
+    let error = establish(&without, &cancel).await.err().unwrap().to_string();
+    assert!(error.contains("expired at") && error.contains("--bootstrap-kubeconfig"), "{error}");
+    *api.lifetime.lock().unwrap() = Duration::from_secs(3600);
+    establish(&config, &cancel).await.unwrap();
+    establish(&without, &cancel).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_client_certificate_is_renewed_and_no_request_fails() {
     let (folder, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
     let api = Api::start().await;

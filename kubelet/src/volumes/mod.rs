@@ -139,8 +139,8 @@ async fn one(
 /// The kind of a volume that is none of ours: the one field that is set.
 fn kind(volume: &Volume) -> String {
     let value = serde_json::to_value(volume).unwrap_or_default();
-    let fields = value.as_object().into_iter().flat_map(|o| o.keys());
-    fields.filter(|k| *k != "name").cloned().next().unwrap_or_else(|| "none".to_owned())
+    let mut fields = value.as_object().into_iter().flat_map(|o| o.keys());
+    fields.find(|k| *k != "name").cloned().unwrap_or_else(|| "none".to_owned())
 }
 
 fn empty_dir(source: &EmptyDirVolumeSource, folder: &Path, group: Option<u32>) -> io::Result<()> {

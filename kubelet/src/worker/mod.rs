@@ -20,7 +20,7 @@ use crate::context::Context;
 use crate::observe::Owner;
 use crate::pod::plan::{Action, Ending, Failure, PodActions, Task, View, Volumes, Waiting, active_deadline, plan};
 use crate::pod::probe::{Due, ProbeKind, Probes, Remembered};
-use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
+use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord};
 use crate::pod::restart::RestartDelay;
 use crate::pod::spec;
 use crate::pod::status::{StatusInput, is_finished, status};
@@ -35,7 +35,7 @@ pub enum Message {
     /// No source knows the pod any more.
     Remove,
     /// A container's state.
-    Container(ContainerRecord),
+    Container(Box<ContainerRecord>),
     /// A sandbox's state.
     Sandbox(SandboxRecord),
     /// A listing begun at that time showed these ids and no others.
@@ -114,9 +114,9 @@ pub fn spawn(
 }
 
 enum Done {
-    Action(Task, TaskResult),
+    Action(Task, Box<TaskResult>),
     Probe(Due, Outcome),
-    Sent(PodStatus, Result<(), WriteError>),
+    Sent(Box<PodStatus>, Result<(), WriteError>),
     Deleted(Result<(), WriteError>),
     MirrorWritten(Result<(), WriteError>),
 }
@@ -267,7 +267,7 @@ impl Worker {
                     self.api_uid = None;
                 }
             }
-            Message::Container(record) => drop(self.merge(record)),
+            Message::Container(record) => drop(self.merge(*record)),
             Message::Sandbox(record) => drop(self.runtime.merge_sandbox(record)),
             Message::Listed(since, ids) => drop(self.runtime.retain(since, |id| ids.contains(id))),
             Message::ObjectsChanged => self.volumes_stale(),
@@ -432,7 +432,7 @@ impl Worker {
         }
         let context = self.context.clone();
         let pod = self.pod.clone();
-        let done = move |result| Done::Action(task, result);
+        let done = move |result| Done::Action(task, Box::new(result));
         match action {
             Action::MountVolumes => {
                 self.tasks.spawn(async move { done(tasks::mount(&context, &pod).await) });
@@ -521,7 +521,7 @@ impl Worker {
         match done {
             Done::Action(task, result) => {
                 self.busy.remove(&task);
-                self.apply(task, result, now);
+                self.apply(task, *result, now);
             }
             Done::Probe(due, outcome) => self.probed(&due, outcome, now),
             Done::Sent(status, result) => {
@@ -529,9 +529,9 @@ impl Worker {
                 match result {
                     Ok(()) => {
                         self.write_backoff.reset();
-                        self.sent = Some(status);
+                        self.sent = Some(*status);
                     }
-                    Err(WriteError::Gone) => self.sent = Some(status),
+                    Err(WriteError::Gone) => self.sent = Some(*status),
                     Err(WriteError::Other(error)) => {
                         tracing::warn!(pod = spec::title(&self.pod), error, "the pod's status was not written");
                         self.write_after = now.checked_add(self.write_backoff.next_delay()).ok();
@@ -698,7 +698,7 @@ impl Worker {
             self.writing = true;
             self.tasks.spawn(async move {
                 let result = api_status::send(client, &namespace, &name, patch).await;
-                Done::Sent(status, result)
+                Done::Sent(Box::new(status), result)
             });
         } else if self.ended && self.pod.metadata.deletion_timestamp.is_some() && !self.is_static {
             self.writing = true;

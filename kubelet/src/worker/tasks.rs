@@ -223,7 +223,7 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
     };
     if let Some(record) = record {
         // Shown as running while the hook runs.
-        let _ = start.messages.send(Message::Container(record));
+        let _ = start.messages.send(Message::Container(Box::new(record)));
     }
     let host = start.ips.first().cloned().unwrap_or_default();
     let ran = tokio::select! {

@@ -1,20 +1,23 @@
 //! The node's network daemon; see the library.
 
+use std::process::ExitCode;
+
+use bosun_kit::flags::go_args;
+use bosun_kit::logs::LogArgs;
+use bosun_kit::program;
 use clap::Parser;
 
+/// Routes between nodes, the CNI configuration and masquerade.
 #[derive(Parser)]
-#[command(name = "bosun-netd", version, about = "Routes between nodes, the CNI configuration and masquerade")]
+#[command(name = "bosun-netd", version)]
 struct Cli {
     #[command(flatten)]
     options: bosun_netd::Options,
     #[command(flatten)]
-    logs: bosun_kit::logs::LogArgs,
+    logs: LogArgs,
 }
 
-fn main() -> anyhow::Result<()> {
-    let cli = Cli::parse_from(bosun_kit::flags::go_args(std::env::args_os()));
-    bosun_kit::logs::init(&cli.logs);
-    bosun_kit::tls::install_crypto();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async { cli.options.run(bosun_kit::shutdown::token()).await })
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(go_args(std::env::args_os()));
+    program::run(&cli.logs, |cancel| cli.options.run(cancel))
 }

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use bosun_kit::config::{expect_kind, from_file};
-use clap::Parser;
+use clap::Args;
 
 use super::{Config, GoDuration, KIND};
 
-/// Serves the cluster's Services on this node.
-#[derive(Debug, Clone, Parser)]
-#[command(name = "kube-proxy", version = bosun_kit::version::GIT_VERSION)]
+/// Flags of kube-proxy.
+#[derive(Debug, Clone, Args)]
 pub struct Options {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
@@ -102,9 +101,6 @@ pub struct Options {
     /// Gates as name=true or name=false, with commas between.
     #[arg(long, value_name = "GATES")]
     pub feature_gates: Option<String>,
-    /// How logs are written.
-    #[command(flatten)]
-    pub logs: bosun_kit::logs::LogArgs,
 }
 
 impl Options {

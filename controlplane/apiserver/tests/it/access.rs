@@ -69,7 +69,8 @@ impl Secure {
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {
-        let request = Request::post(path).header("content-type", "application/json").body(body.to_string().into()).unwrap();
+        let request =
+            Request::post(path).header("content-type", "application/json").body(body.to_string().into()).unwrap();
         self.admin.request(request).await.unwrap()
     }
 }
@@ -100,7 +101,10 @@ async fn certificates_name_users_and_groups() {
     let (status, message) = code(Api::<Node>::all(nobody.clone()).list(&ListParams::default()).await.unwrap_err());
     assert_eq!(
         (status, message.as_str()),
-        (403, "nodes is forbidden: User \"nobody\" cannot list resource \"nodes\" in API group \"\" at the cluster scope")
+        (
+            403,
+            "nodes is forbidden: User \"nobody\" cannot list resource \"nodes\" in API group \"\" at the cluster scope"
+        )
     );
     assert_eq!(nobody.apiserver_version().await.unwrap().minor, "36", "discovery is for everyone authenticated");
 
@@ -113,9 +117,11 @@ async fn certificates_name_users_and_groups() {
     Api::<ConfigMap>::namespaced(nobody.clone(), "default").list(&ListParams::default()).await.unwrap();
     let other = Api::<ConfigMap>::namespaced(nobody.clone(), "kube-system").list(&ListParams::default()).await;
     assert_eq!(code(other.unwrap_err()).0, 403);
-    let review = json!({"spec": {"resourceAttributes": {"verb": "list", "resource": "configmaps", "namespace": "default"}}});
+    let review =
+        json!({"spec": {"resourceAttributes": {"verb": "list", "resource": "configmaps", "namespace": "default"}}});
     let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
-    let request = Request::post(path).header("content-type", "application/json").body(review.to_string().into()).unwrap();
+    let request =
+        Request::post(path).header("content-type", "application/json").body(review.to_string().into()).unwrap();
     let answer: Value = nobody.request(request).await.unwrap();
     assert_eq!(answer["status"]["allowed"], true);
 }
@@ -142,7 +148,8 @@ async fn bootstrap_tokens_open_the_door_for_nodes() {
             "usage-bootstrap-authentication": encode("true"), "expiration": encode(expiration),
             "auth-extra-groups": encode("system:bootstrappers:kubeadm:default-node-token")});
         serde_json::from_value(json!({"metadata": {"name": format!("bootstrap-token-{id}")},
-            "type": "bootstrap.kubernetes.io/token", "data": data})).unwrap()
+            "type": "bootstrap.kubernetes.io/token", "data": data}))
+        .unwrap()
     };
     secrets.create(&PostParams::default(), &make("abcdef", "2999-01-01T00:00:00Z")).await.unwrap();
     secrets.create(&PostParams::default(), &make("expird", "2020-01-01T00:00:00Z")).await.unwrap();

@@ -47,7 +47,8 @@ async fn a_watch_can_begin_with_the_state() {
     let end = &events[2]["object"];
     assert_eq!(end["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
     assert_eq!(end["kind"], "ConfigMap");
-    let (code, error) = server.get(&format!("{MAPS}?watch=true&sendInitialEvents=true&resourceVersionMatch=Exact")).await;
+    let (code, error) =
+        server.get(&format!("{MAPS}?watch=true&sendInitialEvents=true&resourceVersionMatch=Exact")).await;
     assert_eq!((code, error["reason"].as_str()), (422, Some("Invalid")));
 }
 
@@ -69,7 +70,8 @@ async fn a_watch_goes_on_from_the_stores_history_and_is_told_when_that_is_gone()
     server.store.compact(now).await.unwrap();
     let (code, error) = server.get(&format!("{MAPS}?watch=true&resourceVersion={version}")).await;
     assert_eq!((code, error["reason"].as_str()), (410, Some("Expired")), "{error}");
-    let (code, error) = server.get(&format!("{MAPS}?limit=1&resourceVersion={version}&resourceVersionMatch=Exact")).await;
+    let (code, error) =
+        server.get(&format!("{MAPS}?limit=1&resourceVersion={version}&resourceVersionMatch=Exact")).await;
     assert_eq!((code, error["reason"].as_str()), (410, Some("Expired")), "{error}");
 }
 
@@ -98,7 +100,8 @@ async fn fields_are_validated_as_asked() {
     let response = server.client.send(request).await.unwrap();
     assert_eq!(response.status(), 201);
     assert_eq!(response.headers()["warning"], "299 - \"unknown field \\\"dat\\\"\"");
-    let (code, error) = server.post(MAPS, json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "x"}})).await;
+    let (code, error) =
+        server.post(MAPS, json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "x"}})).await;
     assert_eq!(code, 400, "{error}");
     let (code, error) = server.post(MAPS, json!({"metadata": {"name": "Not_A_Name"}})).await;
     assert_eq!((code, &error["reason"]), (422, &json!("Invalid")));
@@ -134,7 +137,8 @@ async fn bodies_have_limits_and_media_types() {
     let yaml = "kind: ConfigMap\napiVersion: v1\nmetadata: {name: y}\ndata: {a: b}\n";
     let request = Request::post(MAPS).header("content-type", "application/yaml").body(yaml.into()).unwrap();
     assert_eq!(server.client.send(request).await.unwrap().status(), 201);
-    let operations: Vec<Value> = (0..10_001).map(|_| json!({"op": "test", "path": "/kind", "value": "ConfigMap"})).collect();
+    let operations: Vec<Value> =
+        (0..10_001).map(|_| json!({"op": "test", "path": "/kind", "value": "ConfigMap"})).collect();
     let (code, _) = server.send("PATCH", &format!("{MAPS}/y"), "application/json-patch+json", operations.into()).await;
     assert_eq!(code, 413);
     let (code, _) = server.send("PATCH", &format!("{MAPS}/y"), "application/apply-patch+yaml", json!({})).await;
@@ -149,7 +153,11 @@ async fn patches_of_three_kinds() {
     let deployment = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"app": "d"}},
         "template": {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": [container]}}}});
     let (code, made) = server.post(deployments, deployment).await;
-    assert_eq!((code, &made["spec"]["replicas"], &made["metadata"]["generation"]), (201, &json!(1), &json!(1)), "{made}");
+    assert_eq!(
+        (code, &made["spec"]["replicas"], &made["metadata"]["generation"]),
+        (201, &json!(1), &json!(1)),
+        "{made}"
+    );
     let path = format!("{deployments}/d");
     let sidecar = json!({"spec": {"template": {"spec": {"containers": [{"name": "b", "image": "j"}]}}}});
     let (_, patched) = server.send("PATCH", &path, "application/strategic-merge-patch+json", sidecar).await;
@@ -165,7 +173,10 @@ async fn patches_of_three_kinds() {
     assert_eq!((&scaled["kind"], &scaled["spec"]["replicas"]), (&json!("Scale"), &json!(5)));
     let (_, same) = server.merge(&path, json!({"spec": {"replicas": 5}})).await;
     let (_, again) = server.merge(&path, json!({"spec": {"replicas": 5}})).await;
-    assert_eq!(same["metadata"]["resourceVersion"], again["metadata"]["resourceVersion"], "nothing changed, nothing written");
+    assert_eq!(
+        same["metadata"]["resourceVersion"], again["metadata"]["resourceVersion"],
+        "nothing changed, nothing written"
+    );
     let (code, error) = server.merge(&path, json!({"spec": {"replicas": -1}})).await;
     assert_eq!((code, &error["details"]["causes"][0]["field"]), (422, &json!("spec.replicas")), "{error}");
 }
@@ -195,15 +206,30 @@ async fn pods_are_bound_evicted_and_selected_by_field() {
     let (code, error) = server.get("/api/v1/pods?fieldSelector=spec.foo%3Dn1").await;
     assert_eq!((code, &error["message"]), (400, &json!("field label not supported: spec.foo")));
 
-    server.send("PATCH", &format!("{pods}/{name}/status"), "application/merge-patch+json", json!({"status": {"phase": "Running"}})).await;
-    let budget = json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "p"}}}});
+    server
+        .send(
+            "PATCH",
+            &format!("{pods}/{name}/status"),
+            "application/merge-patch+json",
+            json!({"status": {"phase": "Running"}}),
+        )
+        .await;
+    let budget =
+        json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "p"}}}});
     let (code, error) = server.post("/apis/policy/v1/namespaces/default/poddisruptionbudgets", budget).await;
     assert_eq!(code, 201, "{error}");
     let eviction = json!({"kind": "Eviction", "apiVersion": "policy/v1", "metadata": {"name": name}});
     let (code, error) = server.post(&format!("{pods}/{name}/eviction"), eviction.clone()).await;
     assert_eq!((code, error["reason"].as_str()), (429, Some("TooManyRequests")), "{error}");
     let status = json!({"status": {"disruptionsAllowed": 1, "observedGeneration": 1, "currentHealthy": 2, "desiredHealthy": 1, "expectedPods": 2}});
-    server.send("PATCH", "/apis/policy/v1/namespaces/default/poddisruptionbudgets/b/status", "application/merge-patch+json", status).await;
+    server
+        .send(
+            "PATCH",
+            "/apis/policy/v1/namespaces/default/poddisruptionbudgets/b/status",
+            "application/merge-patch+json",
+            status,
+        )
+        .await;
     assert_eq!(server.post(&format!("{pods}/{name}/eviction"), eviction).await.0, 201);
     let (_, dying) = server.get(&format!("{pods}/{name}")).await;
     assert!(dying["metadata"]["deletionTimestamp"].is_string());

@@ -13,9 +13,8 @@ use bosun_kit::informer::{Delta, Informer};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
-use serde_json::json;
 
 use crate::deployment::plan::{Observed, Write, plan};
 use crate::objects::{apply_claim, claim, controller_key, controller_of, reference, uid};
@@ -142,11 +141,11 @@ impl Deployments {
                 gone_is_fine(sets.delete(&set.name_any(), &params).await)?;
             }
             Write::Revision(revision) => {
-                let patch = json!({"metadata": {"annotations": {plan::REVISION: revision}}});
-                let name = current.name_any();
-                let written = deployments.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+                let mut noted = current.clone();
+                noted.annotations_mut().insert(plan::REVISION.to_owned(), revision);
+                let written = deployments.replace(&current.name_any(), &PostParams::default(), &noted).await?;
                 // Its status is written next, on top of this.
-                current.metadata.resource_version = written.metadata.resource_version;
+                current.metadata = written.metadata;
             }
         }
         Ok(())

@@ -224,7 +224,7 @@ fn fill(service: &Service, family: &str, group: Group, plan: &mut Plan) {
         slices.push((slice, kept, changed));
     }
     let mut new: Vec<Endpoint> = wanted.into_values().collect();
-    new.sort_by(|a, b| identity(a).cmp(&identity(b)));
+    new.sort_by_key(identity);
     // Changed slices first; among them the fullest.
     slices.sort_by_key(|(_, kept, changed)| (!changed, std::cmp::Reverse(kept.len())));
     for (_, kept, _) in &mut slices {

@@ -9,7 +9,7 @@ use bosun_controllers::{ControllersConfig, identity};
 use bosun_kit::informer::{Delta, Informer};
 use bosun_kit::pki::CertificateAuthority;
 use bosun_store::EmbeddedStore;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
@@ -35,6 +35,8 @@ impl Cluster {
     }
 
     pub(crate) async fn with(adjust: impl FnOnce(&mut ControllersConfig)) -> Self {
+        // Warnings alone, unless RUST_LOG asks for more.
+        bosun_kit::logs::init(&bosun_kit::logs::LogArgs { verbosity: 0, logging_format: "text".to_owned() });
         let server = ApiServer::start(Config::default(), Arc::new(EmbeddedStore::in_memory().unwrap())).await.unwrap();
         let cancel = CancellationToken::new();
         let files = tempfile::tempdir().unwrap();
@@ -62,6 +64,9 @@ impl Cluster {
         let stop = cancel.clone();
         tokio::spawn(async move { bosun_scheduler::run(scheduler, Default::default(), stop).await.unwrap() });
         let admin = server.client_as(user("admin", ["system:masters"]));
+        // Pods need it.
+        let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), "default");
+        until(&accounts, "the default account", |all| !all.is_empty()).await;
         Self { admin, server, cancel: cancel.clone(), _stop: cancel.drop_guard() }
     }
 
