@@ -81,12 +81,7 @@ fn read_item(
 }
 
 /// An entry of a map: field 1 is its key, field 2 its value. What is missing is empty.
-fn read_entry(
-    ty: &'static Type,
-    name: &'static str,
-    bytes: &[u8],
-    depth: u32,
-) -> Result<(String, Value), DecodeError> {
+fn read_entry(ty: &'static Type, name: &'static str, bytes: &[u8], depth: u32) -> Result<(String, Value), DecodeError> {
     let (mut key, mut value) = (String::new(), Wire::Bytes(&[]));
     for item in Reader::new(bytes) {
         match item? {

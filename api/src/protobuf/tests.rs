@@ -101,7 +101,8 @@ fn fields_of_inner_structs_are_the_outers_own() {
 
 #[test]
 fn maps_lists_and_wrapped_values() {
-    let secret = core("Secret", &[message(2, [bytes(1, "k"), bytes(2, [0, 255])]), message(2, [bytes(1, "l")])].concat());
+    let secret =
+        core("Secret", &[message(2, [bytes(1, "k"), bytes(2, [0, 255])]), message(2, [bytes(1, "l")])].concat());
     assert_eq!(secret["data"], json!({"k": "AP8=", "l": ""}));
     let quota = core("ResourceQuota", &message(2, [message(1, [bytes(1, "cpu"), message(2, [bytes(1, "500m")])])]));
     assert_eq!(quota["spec"]["hard"], json!({"cpu": "500m"}));
@@ -127,7 +128,8 @@ fn times_numbers_and_raw_values() {
             "managedFields": [{"manager": "m", "fieldsType": "FieldsV1", "fieldsV1": {"f:x": {}}}]})
     );
     let config = body("v1", "ConfigMap", &message(2, [bytes(1, "a"), bytes(2, "b")]));
-    let revision = to_json("io.k8s.api.apps.v1.ControllerRevision", &[message(2, [bytes(1, config)]), int(3, 4)].concat());
+    let revision =
+        to_json("io.k8s.api.apps.v1.ControllerRevision", &[message(2, [bytes(1, config)]), int(3, 4)].concat());
     let data = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": "b"}});
     assert_eq!(revision.unwrap(), json!({"data": data, "revision": 4}));
 }
@@ -173,10 +175,7 @@ fn errors_are_in_words() {
     assert_eq!(error(&body("v1", "Pod", &int(1, 1))), "proto: wrong wireType for field metadata");
     assert_eq!(error(&body("v1", "Pod", &message(1, [bytes(1, [255])]))), "field name contains invalid UTF-8");
     let time = message(8, [int(1, i64::MAX)]);
-    assert_eq!(
-        error(&body("v1", "Pod", &message(1, [time]))),
-        "field creationTimestamp has a value out of range"
-    );
+    assert_eq!(error(&body("v1", "Pod", &message(1, [time]))), "field creationTimestamp has a value out of range");
     let compressed = [body("v1", "Pod", &[]), bytes(3, "gzip")].concat();
     assert_eq!(error(&compressed), "content encoding \"gzip\" is not supported");
     let mut nested = body("v1", "Pod", &[]);
