@@ -52,7 +52,8 @@ impl Inner {
             name: &call.info.name,
         };
         bosun_admission::admit(&attributes, value, old, World { get: &get, list: &list })?;
-        crate::restriction::admit(call, operation, value, old, &get)
+        crate::restriction::admit(call, operation, value, old, &get)?;
+        self.check_grants(call, operation, value, old)
     }
 
     /// An object by its place: as the cache has it, and if it has not heard of it yet, as the store has it.

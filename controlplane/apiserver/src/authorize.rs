@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use bosun_api::resource::{Resource, find};
 use bosun_api::selector::{FieldSelector, Selector};
-use bosun_authz::{Attributes, Authorizer, Decision, WATCHED};
+use bosun_authz::{Attributes, Authorizer, Decision, Rule, WATCHED};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use serde_json::{Value, json};
 
@@ -59,6 +59,14 @@ impl Policy {
 
     pub(crate) fn read<T>(&self, look: impl FnOnce(&Authorizer) -> T) -> T {
         look(&self.authorizer.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Why a user may not grant some rules, if so.
+    pub(crate) fn escalation(&self, user: &str, groups: &[String], namespace: &str, rules: &[Rule]) -> Option<String> {
+        match self.mode {
+            Authorization::AlwaysAllow => None,
+            Authorization::Policy => self.read(|authorizer| authorizer.escalation(user, groups, namespace, rules)),
+        }
     }
 
     /// The status of a `SelfSubjectRulesReview`.

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bosun_api::resource::{self, Resource};
-use bosun_store::{Range, Store};
+use bosun_api::selector::{FieldSelector, Selector};
+use bosun_store::{Range, Store, Txn};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::call::{Call, Kind};
-use crate::object::Raw;
+use crate::object::{Filter, Raw};
 use crate::server::{Inner, StartError};
 use crate::strategy::Part;
 
@@ -176,4 +178,52 @@ pub(crate) async fn compact_for_ever(store: Arc<dyn Store>) {
         }
         before = store.revision().await.ok();
     }
+}
+
+/// The Service of this server is looked after this often.
+const SERVICE_PERIOD: Duration = Duration::from_secs(10);
+
+/// Make the `kubernetes` Service and its endpoints again if somebody deletes or changes them.
+pub(crate) async fn keep_service_for_ever(inner: Arc<Inner>) {
+    loop {
+        tokio::time::sleep(SERVICE_PERIOD).await;
+        if let Err(error) = kubernetes_service(&inner).await {
+            tracing::warn!(%error, "the kubernetes Service could not be kept");
+        }
+    }
+}
+
+/// Events are forgotten an hour after they were last seen, as in stock.
+const EVENT_SECONDS: i64 = 3600;
+const EVENT_SWEEP: Duration = Duration::from_secs(60);
+
+/// Delete old events.
+pub(crate) async fn expire_events_for_ever(inner: Arc<Inner>) {
+    let events = of("", "v1", "events");
+    loop {
+        tokio::time::sleep(EVENT_SWEEP).await;
+        let all = Filter {
+            resource: events,
+            namespace: String::new(),
+            labels: Selector::everything(),
+            fields: FieldSelector::default(),
+        };
+        let oldest = Timestamp::now().as_second() - EVENT_SECONDS;
+        for object in inner.caches.list(&all, None, 0).objects {
+            if last_seen(&object.raw.value()).is_some_and(|seen| seen < oldest) {
+                // Somebody else's write or deletion in between is as good.
+                let _ = inner.store.txn(Txn::delete(object.key.as_ref(), object.raw.revision)).await;
+            }
+        }
+    }
+}
+
+fn last_seen(event: &Value) -> Option<i64> {
+    let times = [
+        &event["metadata"]["creationTimestamp"],
+        &event["lastTimestamp"],
+        &event["eventTime"],
+        &event["series"]["lastObservedTime"],
+    ];
+    times.iter().filter_map(|time| time.as_str()?.parse::<Timestamp>().ok()).map(Timestamp::as_second).max()
 }

@@ -14,10 +14,9 @@ use serde_json::Value;
 pub(crate) const BODY_LIMIT: usize = 3 * 1024 * 1024;
 /// A client must have sent its body within this.
 const BODY_DEADLINE: Duration = Duration::from_secs(60);
-/// What we answer in.
-const ACCEPTED: &str = "application/json, application/yaml";
-/// What we take.
-const READABLE: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+/// What is answered; bodies may be protobuf too.
+const ANSWERED: &str = "application/json, application/yaml";
+const ACCEPTED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 /// The form in which the client wants objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +54,7 @@ impl Accept {
         }
         match any {
             false => Ok(Self::JSON),
-            true => Err(ApiError::not_acceptable(ACCEPTED)),
+            true => Err(ApiError::not_acceptable(ANSWERED)),
         }
     }
 
@@ -140,7 +139,7 @@ pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError>
         protobuf::MEDIA_TYPE => {
             protobuf::decode_body(body).map_err(|e| ApiError::bad_request(format!("couldn't decode the body: {e}")))
         }
-        _ => Err(ApiError::unsupported_media_type(READABLE)),
+        _ => Err(ApiError::unsupported_media_type(ACCEPTED)),
     }
 }
 

@@ -7,7 +7,7 @@ use bosun_api::resource::Resource;
 use bosun_api::status::ApiError;
 use bosun_kit::http::Body;
 use bosun_nodeproxy::{NodeProxy, Target};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -47,6 +47,10 @@ impl Inner {
         call.info = info;
         call.query = query;
         let target = match (resource.plural, call.info.subresource.as_str()) {
+            // A pod that is nowhere has logged nothing.
+            ("pods", "log") if self.is_unscheduled(&call).await? => {
+                return Ok(bosun_kit::http::text(StatusCode::OK, ""));
+            }
             ("pods", sub @ ("log" | "exec" | "attach" | "portforward")) => {
                 let sub = sub.to_owned();
                 self.kubelet_target(&call, &sub, &raw_query).await?
@@ -59,12 +63,16 @@ impl Inner {
         self.forward(request, target).await
     }
 
+    async fn is_unscheduled(&self, call: &Call) -> Result<bool, ApiError> {
+        let pod = self.current(call).await?.value();
+        Ok(pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty())
+    }
+
     async fn kubelet_target(&self, call: &Call, sub: &str, raw_query: &str) -> Result<Route, ApiError> {
         let pod = self.current(call).await?.value();
         let (namespace, name) = (&call.info.namespace, &call.info.name);
         let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
         if node.is_empty() {
-            // Logs of a pod that has not run anywhere are empty in stock; everything else is an error.
             return Err(ApiError::bad_request(format!("pod {name} does not have a host assigned")));
         }
         if sub != "log" && matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) {

@@ -52,6 +52,7 @@ impl Inner {
             ["api", version] => resource_list("", version)?,
             ["apis", group, version] => resource_list(group, version)?,
             [".well-known", "openid-configuration"] => self.issuer_metadata()?,
+            ["openid", "v1", "jwks"] => self.tokens.as_ref().ok_or_else(ApiError::no_such_path)?.key_set()?,
             ["openapi", rest @ ..] => return self.documents.answer(rest, &request.headers, query).await,
             _ => return Err(ApiError::no_such_path()),
         };

@@ -15,6 +15,8 @@ mod convert;
 mod delete;
 mod discovery;
 mod fields;
+mod grants;
+mod impersonate;
 mod metrics;
 mod object;
 mod openapi;

@@ -231,6 +231,8 @@ impl Inner {
         let follow = self.caches.clone().follow(self.store.clone());
         run(Box::pin(follow), self.cancel.clone());
         run(Box::pin(crate::bootstrap::compact_for_ever(self.store.clone())), self.cancel.clone());
+        run(Box::pin(crate::bootstrap::keep_service_for_ever(self.clone())), self.cancel.clone());
+        run(Box::pin(crate::bootstrap::expire_events_for_ever(self.clone())), self.cancel.clone());
     }
 
     /// The way of every request.
@@ -261,7 +263,9 @@ impl Inner {
         if self.cancel.is_cancelled() {
             return Err(ApiError::unavailable("the server is shutting down"));
         }
-        let user = self.authenticate(Shown::by(&request)).await?;
+        let shown = Shown::by(&request);
+        let (headers, user) = (request.headers().clone(), self.authenticate(shown).await?);
+        let user = self.impersonate(user, &headers)?;
         self.check_access(&user, &info, &query)?;
         match info.is_resource {
             true => self.resource(request, info, query, user).await,

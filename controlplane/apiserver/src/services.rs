@@ -161,7 +161,7 @@ impl Services {
             return Ok(Held::default());
         }
         if let Some(old) = old {
-            carry_over(service, old);
+            carry_over(resource, service, old);
         }
         let before: HashSet<IpAddr> = old.map(|old| addresses(old).collect()).unwrap_or_default();
         let ports_before: HashSet<(u16, String)> = old.map(|old| node_ports(old).collect()).unwrap_or_default();
@@ -400,7 +400,10 @@ fn family(cidr: &IpNet) -> &'static str {
 }
 
 /// An update that leaves out what was allocated keeps it, as long as the Service is of a type that has it.
-fn carry_over(service: &mut Value, old: &Value) {
+pub(crate) fn carry_over(resource: &Resource, service: &mut Value, old: &Value) {
+    if !is_service(resource) {
+        return;
+    }
     let (old, new) = (&old["spec"], &mut service["spec"]);
     let (was, is) = (old["type"].as_str(), new["type"].as_str().map(str::to_owned));
     if is.as_deref() == Some("ExternalName") || was == Some("ExternalName") {

@@ -1,5 +1,7 @@
 //! What each resource lets clients write: which parts belong to which endpoint, and what follows from a write.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bosun_api::resource::Resource;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use serde_json::{Map, Value, json};
@@ -11,6 +13,8 @@ pub(crate) enum Part {
     Main,
     /// Its `status` subresource.
     Status,
+    /// A part of its wishes that has a subresource of its own, such as a pod's `resize`.
+    Wishes,
     /// A subresource that writes exactly what its handler changed.
     Exact,
 }
@@ -73,6 +77,7 @@ pub(crate) fn prepare_create(resource: &Resource, object: &mut Value) {
         "services" => {
             top.insert("status".into(), json!({"loadBalancer": {}}));
         }
+        "secrets" => settle_secret(object),
         _ => {}
     }
 }
@@ -97,6 +102,16 @@ fn first_namespace(top: &mut Map<String, Value>) {
     }
 }
 
+/// `stringData` is a way to write `data`; it is not kept.
+fn settle_secret(secret: &mut Value) {
+    let Some(secret) = secret.as_object_mut() else { return };
+    let Some(Value::Object(plain)) = secret.remove("stringData") else { return };
+    let data = secret.entry("data").or_insert_with(|| json!({}));
+    for (key, value) in plain {
+        data[key] = STANDARD.encode(value.as_str().unwrap_or_default()).into();
+    }
+}
+
 fn first_pod(top: &mut Map<String, Value>) {
     let typed = serde_json::from_value(Value::Object(top.clone()));
     let qos = typed.map_or("BestEffort", |pod| bosun_api::pod::qos_class(&pod).as_str());
@@ -114,15 +129,18 @@ fn first_pod(top: &mut Map<String, Value>) {
 /// Make `new` what may become of `old`: identity is kept, the other endpoint's part is kept, the generation follows.
 pub(crate) fn prepare_update(resource: &Resource, part: Part, old: &Value, new: &mut Value) {
     keep_identity(old, new);
+    if resource.plural == "secrets" {
+        settle_secret(new);
+    }
     match part {
-        Part::Main if resource.has_status() => keep(old, new, &["status"]),
-        Part::Main => {}
+        Part::Main | Part::Wishes if resource.has_status() => keep(old, new, &["status"]),
+        Part::Main | Part::Wishes => {}
         Part::Status => keep_all_but_status(resource, old, new),
         Part::Exact => return,
     }
     if has_generation(resource) {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
-        let bumped = generation + i64::from(part == Part::Main && wishes_changed(old, new));
+        let bumped = generation + i64::from(part != Part::Status && wishes_changed(old, new));
         metadata(new).insert("generation".into(), bumped.into());
     }
 }
@@ -184,6 +202,25 @@ fn keep_all_but_status(resource: &Resource, old: &Value, new: &mut Value) {
     *new = kept;
 }
 
+/// Take nulls out: a field is there or it is not. What is free-form may have them.
+pub(crate) fn prune(resource: &Resource, object: &mut Value) {
+    if resource.plural == "controllerrevisions" {
+        return;
+    }
+    drop_nulls(object);
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            object.retain(|_, field| !field.is_null());
+            object.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
 /// Whether anything but metadata and status differs; for endpoint slices labels count too.
 fn wishes_changed(old: &Value, new: &Value) -> bool {
     let wishes = |object: &Value| -> Vec<(String, Value)> {
@@ -235,6 +272,15 @@ mod tests {
         assert_eq!(new["spec"], old["spec"]);
         assert_eq!(new["status"], json!({"replicas": 2}));
         assert_eq!(new["metadata"], json!({"uid": "u", "generation": 3, "labels": {"a": "1"}}));
+    }
+
+    #[test]
+    fn plain_text_of_a_secret_becomes_data() {
+        let secrets = find("", "v1", "secrets").unwrap();
+        let mut secret =
+            json!({"metadata": {"name": "a"}, "stringData": {"k": "v"}, "data": {"k": "eA==", "l": "eQ=="}});
+        prepare_create(secrets, &mut secret);
+        assert_eq!(secret, json!({"metadata": {"name": "a"}, "data": {"k": "dg==", "l": "eQ=="}}));
     }
 
     #[test]

@@ -200,7 +200,7 @@ impl Inner {
         let patch = if verb == "patch" { Some(Patch::read(&call.headers, &body)?) } else { None };
         let sent = if verb == "patch" { Value::Null } else { call.decode_own(&body)? };
         let changed = self
-            .change(call, Part::Main, |old| {
+            .change(call, Part::Wishes, |old| {
                 let wanted = match &patch {
                     Some(patch) => {
                         let patched = patch.apply(call.resource.definition, old.clone())?;

@@ -2,6 +2,7 @@
 //! they are bound to is there.
 
 use bosun_api::status::ApiError;
+use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,14 @@ impl Tokens {
 
     pub(crate) fn algorithm(&self) -> &'static str {
         if self.algorithm == Algorithm::ES256 { "ES256" } else { "RS256" }
+    }
+
+    /// The public key, as OpenID clients read it.
+    pub(crate) fn key_set(&self) -> Result<Value, ApiError> {
+        let mut key = Jwk::from_encoding_key(&self.signing, self.algorithm).map_err(ApiError::internal)?;
+        key.common.key_id = Some(self.key_id.clone());
+        key.common.public_key_use = Some(PublicKeyUse::Signature);
+        serde_json::to_value(JwkSet { keys: vec![key] }).map_err(ApiError::internal)
     }
 
     pub(crate) fn sign(&self, claims: &Claims) -> Result<String, ApiError> {

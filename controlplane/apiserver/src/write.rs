@@ -19,6 +19,7 @@ use crate::convert;
 use crate::object::{Raw, encode};
 use crate::patch::Patch;
 use crate::server::{Inner, stored};
+use crate::services;
 use crate::strategy::{self, Part};
 
 /// Letters of generated names: no vowels, nothing that is misread, as stock has it.
@@ -69,10 +70,8 @@ impl Inner {
         let resource = call.resource;
         let kept = resource.stored_as();
         defaults::apply(kept, &mut value);
-        if kept.plural == "jobs" {
-            defaults::job_selector(&mut value);
-        }
         self.admit(call, Operation::Create, &mut value, None)?;
+        strategy::prune(kept, &mut value);
         validation::check(kept, &value, validation::validate_create(kept, &value))?;
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let key = resource.key(call.namespace(), &name);
@@ -84,6 +83,7 @@ impl Inner {
         }
         // Addresses are taken last: what was refused before need not give them back.
         let held = self.services.hold(resource, &mut value, None)?;
+        strategy::prune(kept, &mut value);
         let bytes = encode(&value);
         match self.store.txn(Txn::create(key, bytes.clone())).await.map_err(stored)? {
             TxnOutcome::Committed { revision } => {
@@ -143,17 +143,20 @@ impl Inner {
             let mut new = change(&old_value)?;
             check_preconditions(call, &old, &old_value, &new)?;
             strategy::prepare_update(call.resource, part, &old_value, &mut new);
+            services::carry_over(kept, &mut new, &old_value);
             if part != Part::Exact {
                 defaults::apply(kept, &mut new);
             }
             self.admit(call, Operation::Update(part), &mut new, Some(&old_value))?;
+            strategy::prune(kept, &mut new);
             let faults = match part {
                 Part::Main => validation::validate_update(kept, &old_value, &new),
-                Part::Status => validation::validate_status_update(&old_value, &new),
+                Part::Status | Part::Wishes => validation::validate_status_update(&old_value, &new),
                 Part::Exact => Vec::new(),
             };
             validation::check(kept, &new, faults)?;
             let held = self.services.hold(call.resource, &mut new, Some(&old_value))?;
+            strategy::prune(kept, &mut new);
             let bytes = encode(&new);
             if old.same(&bytes) {
                 return Ok(old);

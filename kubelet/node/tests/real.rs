@@ -104,6 +104,7 @@ async fn sign_all(admin: kube::Client, ca: CertificateAuthority) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn from_token_to_ready() {
+    bosun_kit::logs::init(&bosun_kit::logs::LogArgs { verbosity: 2, logging_format: "text".into() });
     tls::install_crypto();
     let (folder, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
     let (cert, key) = (folder.path().join("ca.crt"), folder.path().join("ca.key"));
@@ -150,7 +151,9 @@ async fn from_token_to_ready() {
     let mut ready = agent.handle().ready();
     let running = tokio::spawn(agent.run(cancel.clone()));
 
-    tokio::time::timeout(Duration::from_secs(20), ready.wait_for(|ready| *ready)).await.unwrap().unwrap();
+    if tokio::time::timeout(Duration::from_secs(20), ready.wait_for(|ready| *ready)).await.is_err() {
+        panic!("the node is not Ready: {:#?}", Api::<Node>::all(admin).get("node-1").await);
+    }
     let nodes = Api::<Node>::all(admin.clone());
     let node = until("ready", || async { nodes.get("node-1").await.ok().filter(bosun_api::node::is_ready) }).await;
     assert!(began.elapsed() < Duration::from_secs(4), "token to Ready took {:?}", began.elapsed());

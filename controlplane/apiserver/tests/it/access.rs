@@ -154,7 +154,7 @@ async fn bootstrap_tokens_open_the_door_for_nodes() {
     secrets.create(&PostParams::default(), &make("abcdef", "2999-01-01T00:00:00Z")).await.unwrap();
     secrets.create(&PostParams::default(), &make("expird", "2020-01-01T00:00:00Z")).await.unwrap();
     let review = async |token: &str| {
-        let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: None };
+        let spec = TokenReviewSpec { token: token.to_owned(), audiences: None };
         let review = TokenReview { spec, ..TokenReview::default() };
         let api: Api<TokenReview> = Api::all(server.admin.clone());
         api.create(&PostParams::default(), &review).await.unwrap().status.unwrap()
