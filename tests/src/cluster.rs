@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -21,6 +21,17 @@ use crate::{Containerd, Fabric, Node, Say, Tools};
 pub const PORT: u16 = 6443;
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// All nodes share one disk, which is also the developer's: only a really full one counts as pressure.
+const KUBELET: &str = "\
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+evictionHard:
+  memory.available: 100Mi
+  nodefs.available: 1%
+  nodefs.inodesFree: 1%
+  imagefs.available: 1%
+";
 
 /// What a cluster is made of. Making the value does nothing.
 #[derive(Clone, Debug)]
@@ -135,6 +146,8 @@ impl Cluster {
         command.arg("--data-dir").arg(node.data.join("agent"));
         command.arg("--pod-logs-dir").arg(node.data.join("pod-logs/pods"));
         command.args(["--cgroup-root", &node.cgroup]);
+        fs::write(node.data.join("kubelet.yaml"), KUBELET)?;
+        command.arg("--kubelet-config").arg(node.data.join("kubelet.yaml"));
         command.arg("--container-runtime-endpoint").arg(format!("unix://{}", node.socket().display()));
         command.arg("--cni-bin-dir").arg(node.cni_plugins());
         command.arg("--cni-conf-dir").arg(node.cni_configuration());
@@ -172,10 +185,9 @@ impl Member {
         self.containerd.import(archives)
     }
 
-    /// Fetches `http://ADDRESS:PORT/PATH` from inside the node's network.
-    pub fn fetch(&self, tools: &Tools, url: &str) -> Result<String> {
-        let busybox = tools.path(&crate::tools::BUSYBOX);
-        run(self.node.enter(busybox).args(["wget", "-T", "5", "-qO-", url]))
+    /// Fetches `http://ADDRESS:PORT/PATH` from inside the node's network, by our web server's client.
+    pub fn fetch(&self, binaries: &Path, url: &str) -> Result<String> {
+        run(self.node.enter(binaries.join("bosun-web")).args(["--get", url]))
     }
 }
 

@@ -66,7 +66,7 @@ pub fn build(wanted: &[&str], binaries: &Path, tools: &Tools, folder: &Path) -> 
         PAUSE => program(PAUSE, "pause", &binaries.join("bosun-pause")),
         WEB => program(WEB, "web", &binaries.join("bosun-web")),
         DNS => program(DNS, "bosun-dns", &binaries.join("bosun-dns")),
-        BUSYBOX_IMAGE => shell(&tools.path(&BUSYBOX)),
+        BUSYBOX_IMAGE => shell(&tools.path(&BUSYBOX), &binaries.join("bosun-web")),
         other => bail!("there is no image {other} to build; there are {}", ALL.join(", ")),
     };
     wanted.iter().map(|name| image(name)?.write(folder)).collect()
@@ -81,8 +81,8 @@ fn program(name: &'static str, called: &str, binary: &Path) -> Result<Image> {
     Ok(Image { name, config, layer })
 }
 
-/// An image with busybox under all its names.
-fn shell(busybox: &Path) -> Result<Image> {
+/// An image with busybox under all its names but `wget`, which crashes in Debian's static build: that is ours.
+fn shell(busybox: &Path, wget: &Path) -> Result<Image> {
     let content = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let applets = run(Command::new(busybox).arg("--list"))?;
     let mut layer = base();
@@ -90,9 +90,11 @@ fn shell(busybox: &Path) -> Result<Image> {
         layer.push(Entry::Folder { path, mode: 0o755 });
     }
     layer.push(Entry::File { path: "bin/busybox".to_owned(), mode: 0o755, content });
-    for applet in applets.lines().filter(|applet| *applet != "busybox") {
+    for applet in applets.lines().filter(|applet| !["busybox", "wget"].contains(applet)) {
         layer.push(Entry::Link { path: format!("bin/{applet}"), to: "busybox".to_owned() });
     }
+    let content = fs::read(wget).with_context(|| format!("cannot read {}; was it built?", wget.display()))?;
+    layer.push(Entry::File { path: "bin/wget".to_owned(), mode: 0o755, content });
     let config =
         ConfigBuilder::default().cmd(vec!["sh".to_owned()]).env(vec!["PATH=/bin:/usr/bin".to_owned()]).working_dir("/");
     Ok(Image { name: BUSYBOX_IMAGE, config, layer })

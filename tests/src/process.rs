@@ -142,7 +142,9 @@ fn start_time(pid: Pid) -> Option<u64> {
     // The name in parentheses may hold spaces and parentheses itself; fields count from after it.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?;
-    if state == "Z" || state == "X" {
+    // The first thread may be gone before the others: their files, and sockets, are open until the last has ended.
+    let others = || fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > 1);
+    if state == "X" || (state == "Z" && !others()) {
         return None;
     }
     fields.nth(18)?.parse().ok()

@@ -9,10 +9,14 @@ use bosun_tests::Layout;
 /// The packages with binaries that a cluster runs.
 const PACKAGES: &[&str] = &["bosun", "bosun-cni", "bosun-dns", "bosun-pause", "bosun-web"];
 
-/// Builds what a cluster runs, optimized, and returns the folder of the binaries. cargo shows its own progress.
-pub(crate) fn release(layout: &Layout, more: &[&str]) -> Result<PathBuf> {
+/// Builds what a cluster runs in a profile, `debug` or `release`, and returns the folder of the binaries. cargo shows its
+/// own progress.
+pub(crate) fn binaries(layout: &Layout, profile: &str, more: &[&str]) -> Result<PathBuf> {
     let mut command = cargo(layout);
-    command.args(["build", "--release", "--bins"]);
+    command.args(["build", "--bins"]);
+    if profile == "release" {
+        command.arg("--release");
+    }
     for package in PACKAGES.iter().chain(more) {
         command.args(["--package", package]);
     }
@@ -20,7 +24,7 @@ pub(crate) fn release(layout: &Layout, more: &[&str]) -> Result<PathBuf> {
     if !status.success() {
         bail!("the build failed; cargo's words are above");
     }
-    Ok(layout.binaries("release"))
+    Ok(layout.binaries(profile))
 }
 
 /// cargo, in the workspace's root.

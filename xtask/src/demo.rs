@@ -22,16 +22,17 @@ fn fabric(layout: &Layout) -> Fabric {
 }
 
 /// Makes the cluster be there with the demo on it, shows that it works and says what to try next.
-pub(crate) fn up(layout: &Layout, nodes: u8, version: Version) -> Result<()> {
+pub(crate) fn up(layout: &Layout, nodes: u8, version: Version, debug: bool) -> Result<()> {
     let progress = Progress::new();
     let tools = Tools::fetch(layout, Scope::Cluster, &|line| progress.say(line))?;
     progress.done("the programs it needs are there");
     drop(progress);
-    let binaries = build::release(layout, &[])?;
+    let profile = if debug { "debug" } else { "release" };
+    let binaries = build::binaries(layout, profile, &[])?;
 
     let progress = Progress::new();
     progress.say("making images");
-    let archives = images::build(images::ALL, &binaries, &tools, &layout.images("release"))?;
+    let archives = images::build(images::ALL, &binaries, &tools, &layout.images(profile))?;
     let fabric = fabric(layout);
     let count = fabric.nodes()?.len().max(nodes.into());
     let cluster = Cluster::new(&fabric, &tools, binaries, &vec![version; count])?;

@@ -47,6 +47,9 @@ struct Up {
     /// The version of containerd on the nodes.
     #[arg(long, value_enum, default_value_t = Containerd::V2_1)]
     containerd: Containerd,
+    /// Use unoptimized binaries: a shorter build, for trying out a change.
+    #[arg(long)]
+    debug: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -70,7 +73,9 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode> {
     let layout = Layout::find();
     match task {
-        Task::Up(options) => demo::up(&layout, options.nodes, options.containerd.into()).map(|()| ExitCode::SUCCESS),
+        Task::Up(options) => {
+            demo::up(&layout, options.nodes, options.containerd.into(), options.debug).map(|()| ExitCode::SUCCESS)
+        }
         Task::Down => demo::down(&layout).map(|()| ExitCode::SUCCESS),
         Task::Test(options) => test::run(&layout, &options),
         Task::Bench(options) => bench::run(&layout, &options),

@@ -114,6 +114,13 @@ pub(crate) fn attributes<'a>(
     info: &'a RequestInfo,
     fields: Option<&'a FieldSelector>,
 ) -> Attributes<'a> {
+    // A list or watch of one object by its name is authorized like a request for that object, as stock does: so a node
+    // may watch just the secrets of its pods.
+    let selected = fields.and_then(|fields| fields.required("metadata.name"));
+    let name = match info.name.as_str() {
+        "" if matches!(&*info.verb, "list" | "watch" | "deletecollection") => selected.unwrap_or_default(),
+        name => name,
+    };
     Attributes {
         user: user.username.as_deref().unwrap_or_default(),
         groups: user.groups.as_deref().unwrap_or_default(),
@@ -122,7 +129,7 @@ pub(crate) fn attributes<'a>(
         resource: if info.is_resource { &info.resource } else { "" },
         subresource: &info.subresource,
         namespace: &info.namespace,
-        name: &info.name,
+        name,
         path: &info.path,
         fields,
     }

@@ -21,7 +21,8 @@ use serde_json::{Map, Value, json};
 use crate::codec::{Accept, answer};
 use crate::request::Query;
 
-const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// Old clients ask for `…spec.v2@v1.0+protobuf`, which is no media type: they are answered with the one that is.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// Documents that have been asked for, compressed.
 #[derive(Debug, Default)]

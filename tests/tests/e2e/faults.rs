@@ -28,7 +28,7 @@ fn survives(case: &Case, disturb: impl Fn() -> Result<()>) -> Result<()> {
     disturb()?;
     case.cluster.wait_ready(&case.member)?;
     // They ran on all the while.
-    case.member.fetch(&case.cluster.tools, &format!("http://{address}:8080/"))?;
+    case.member.fetch(&case.cluster.binaries, &format!("http://{address}:8080/"))?;
     case.web("third")?;
     ensure!(case.exec("second", &["echo", "still here"])? == "still here\n");
     case.kubectl.ask(&["delete", "pod", "third"])?;

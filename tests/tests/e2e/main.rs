@@ -65,6 +65,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let archives = images::build(images::ALL, &binaries, &tools, &layout.images("debug"))?;
     let fabric = Fabric::new(&format!("t{}", layout.tag()), &layout.target.join("e2e"), 2);
     take_down(&fabric, &|_| {})?;
+    let _ = std::fs::remove_dir_all(fabric.logs());
     let cluster = Cluster::new(&fabric, &tools, binaries, &[Version::V1_6, Version::V2_1])?;
     let started = Instant::now();
     let result = cluster.start(&archives, &say).map(|()| {

@@ -29,7 +29,7 @@ fn a_pod_becomes_ready_and_goes(case: &Case) -> Result<()> {
     ensure!(case.field("pod/one", ".spec.nodeName")? == case.member.node.name);
     ensure!(case.field("pod/one", ".status.hostIP")? == case.member.node.address.to_string());
     let address = case.field("pod/one", ".status.podIP")?;
-    has(&case.member.fetch(&case.cluster.tools, &format!("http://{address}:8080/hostname"))?, "one\n")?;
+    has(&case.member.fetch(&case.cluster.binaries, &format!("http://{address}:8080/hostname"))?, "one\n")?;
     let started = Instant::now();
     case.kubectl.ask(&["delete", "pod", "one"])?;
     // It ends at SIGTERM: its grace period is never waited for.
@@ -97,7 +97,7 @@ fn a_changed_config_map_reaches_the_file(case: &Case) -> Result<()> {
     case.kubectl.apply(&case.pod("reader", &spec))?;
     case.ready("reader")?;
     let url = format!("http://{}:8080/files/page", case.field("pod/reader", ".status.podIP")?);
-    let fetch = || case.member.fetch(&case.cluster.tools, &url);
+    let fetch = || case.member.fetch(&case.cluster.binaries, &url);
     ensure!(fetch()? == "first");
     case.kubectl.ask(&["patch", "configmap", "page", "--type=merge", "-p", r#"{"data":{"page":"second"}}"#])?;
     eventually("the changed file", Duration::from_secs(120), || {
@@ -123,7 +123,7 @@ fn readiness_and_liveness(case: &Case) -> Result<()> {
     ensure!(case.field("pod/probed", ".status.containerStatuses[0].ready")? == "false", "Ready before its time");
     case.ready("probed")?;
     let address = case.field("pod/probed", ".status.podIP")?;
-    case.member.fetch(&case.cluster.tools, &format!("http://{address}:8080/fail"))?;
+    case.member.fetch(&case.cluster.binaries, &format!("http://{address}:8080/fail"))?;
     case.becomes("pod/probed", ".status.containerStatuses[0].restartCount", "1")?;
     case.ready("probed")?;
     let events = case.kubectl.ask(&["describe", "pod", "probed"])?;

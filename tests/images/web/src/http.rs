@@ -1,6 +1,8 @@
 //! As much of HTTP/1.1 as one request and one answer need; the connection closes after them.
 
 use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 /// More than this before the empty line is refused.
 const LONGEST_HEAD: usize = 16 * 1024;
@@ -54,6 +56,21 @@ pub(crate) fn write(stream: &mut impl Write, response: &Response) -> io::Result<
     );
     stream.write_all(&[head.as_bytes(), &response.body].concat())?;
     stream.flush()
+}
+
+/// The body of an answer with status 200; any other is an error.
+pub(crate) fn get(address: SocketAddr, path: &str) -> io::Result<String> {
+    let limit = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(format!("GET /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.lines().next().unwrap_or_default().to_owned();
+    match answer.split_once("\r\n\r\n") {
+        Some((_, body)) if status.contains(" 200 ") => Ok(body.to_owned()),
+        _ => Err(io::Error::other(status)),
+    }
 }
 
 fn parse(head: &[u8]) -> Result<Request, &'static str> {

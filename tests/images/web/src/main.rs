@@ -12,7 +12,7 @@ mod http;
 
 use std::fs;
 use std::io::{self, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::path::{Component, Path, PathBuf};
 use std::process::exit;
 use std::sync::Arc;
@@ -44,6 +44,15 @@ struct Server {
 }
 
 fn main() {
+    let mut arguments = std::env::args();
+    if arguments.next().is_some_and(|name| name.ends_with("wget")) {
+        // As busybox's, whose own crashes in Debian's static build: options are taken and of no effect.
+        let url = arguments.next_back().unwrap_or_default();
+        if let Err(message) = get(&url) {
+            fail(&message);
+        }
+        return;
+    }
     let options = match parse(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(message) => fail(&message),
@@ -223,6 +232,10 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
     let mut options =
         Options { port: 8080, root: PathBuf::from("/data"), echo: None, ready_after: Duration::ZERO, exit_after: None };
     while let Some(argument) = arguments.next() {
+        if argument == "--get" {
+            get(&arguments.next().ok_or("--get wants a URL")?)?;
+            exit(0);
+        }
         if argument == "--help" {
             print!("{}", include_str!("usage.txt"));
             exit(0);
@@ -251,6 +264,18 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         }
     }
     Ok(options)
+}
+
+/// Fetches `http://ADDRESS:PORT/PATH` and prints the body; the client for places that have none.
+fn get(url: &str) -> Result<(), String> {
+    let rest = url.strip_prefix("http://").ok_or_else(|| format!("{url} does not start with http://"))?;
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let address = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+    let mut addresses = address.to_socket_addrs().map_err(|error| format!("{host}: {error}"))?;
+    let address = addresses.next().ok_or_else(|| format!("{host} has no address"))?;
+    let body = http::get(address, path).map_err(|error| format!("{url}: {error}"))?;
+    print!("{body}");
+    Ok(())
 }
 
 fn seconds(text: &str) -> Option<Duration> {
