@@ -9,6 +9,7 @@ pub mod openapi;
 pub mod patch;
 pub mod pod;
 pub mod printers;
+pub mod protobuf;
 pub mod quantity;
 pub mod resource;
 pub mod scheduling;

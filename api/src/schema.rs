@@ -9,6 +9,7 @@ mod decode;
 mod types;
 
 pub use decode::{DecodeError, Decoded, decode, decode_bytes, decode_value, refusal};
+pub(crate) use decode::{micro_time, second_time};
 pub use types::{Definition, Field, Leaf, Strategy, Type, definition};
 
 #[cfg(test)]

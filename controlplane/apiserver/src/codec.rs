@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
+use bosun_api::protobuf;
 use bosun_api::status::ApiError;
 use bosun_kit::http::{Body, full};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
-
-use crate::protobuf;
 
 /// The largest request body.
 pub(crate) const BODY_LIMIT: usize = 3 * 1024 * 1024;
@@ -129,7 +128,7 @@ pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     matches!(media_type(headers), "application/json" | "" | "*/*")
 }
 
-/// The object in a body, as JSON or YAML.
+/// The object in a body, as JSON, YAML or protobuf.
 ///
 /// # Errors
 /// 415 for other media types, 400 for what does not parse.
@@ -137,7 +136,9 @@ pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, ApiError>
     match media_type(headers) {
         _ if is_json(headers) => parse_json(body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => parse_yaml(body),
-        "application/vnd.kubernetes.protobuf" => protobuf::decode(body).map_err(ApiError::bad_request),
+        protobuf::MEDIA_TYPE => {
+            protobuf::decode_body(body).map_err(|e| ApiError::bad_request(format!("couldn't decode the body: {e}")))
+        }
         _ => Err(ApiError::unsupported_media_type(ACCEPTED)),
     }
 }

@@ -23,7 +23,6 @@ mod object;
 mod openapi;
 mod options;
 mod patch;
-mod protobuf;
 mod read;
 mod request;
 mod restriction;

@@ -5,4 +5,5 @@
 mod access;
 mod basics;
 mod harness;
+mod protobuf;
 mod semantics;
