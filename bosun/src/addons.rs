@@ -17,32 +17,32 @@ const HASH: &str = "bosun.dev/addon-hash";
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// One set of manifests.
-pub struct Addon {
+pub(crate) struct Addon {
     /// What `--disable` calls it.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Its YAML documents.
-    pub manifests: &'static str,
+    pub(crate) manifests: &'static str,
 }
 
 /// All sets, in the order they are applied.
-pub const ADDONS: &[Addon] = &[
+pub(crate) const ADDONS: &[Addon] = &[
     Addon { name: "node-access", manifests: include_str!("../../deploy/node-access.yaml") },
     Addon { name: "dns", manifests: include_str!("../../deploy/dns.yaml") },
 ];
 
 /// What replaces the defaults that stand in the manifests, which are whole by themselves for `kubectl apply`.
-pub struct Values<'a> {
+pub(crate) struct Values<'a> {
     /// The cluster DNS's address.
-    pub cluster_dns: &'a str,
+    pub(crate) cluster_dns: &'a str,
     /// The cluster's domain.
-    pub cluster_domain: &'a str,
+    pub(crate) cluster_domain: &'a str,
 }
 
 /// Brings the cluster to what `addon` says.
 ///
 /// # Errors
 /// A manifest is broken, or the API server refuses an object; the text names it.
-pub async fn apply(client: &Client, addon: &Addon, values: &Values<'_>) -> Result<()> {
+pub(crate) async fn apply(client: &Client, addon: &Addon, values: &Values<'_>) -> Result<()> {
     for object in documents(addon, values)? {
         let kind = object.types.as_ref().map(|t| t.kind.clone()).unwrap_or_default();
         let name = object.metadata.name.clone().unwrap_or_default();

@@ -10,7 +10,7 @@ use nix::ifaddrs::getifaddrs;
 ///
 /// # Errors
 /// There is none; the text says which flag to give.
-pub fn own_address(flag: &str) -> Result<IpAddr> {
+pub(crate) fn own_address(flag: &str) -> Result<IpAddr> {
     by_default_route()
         .or_else(first_address)
         .with_context(|| format!("this machine has no address but loopback; give one with {flag}"))

@@ -20,7 +20,7 @@ use crate::join::fetch_ca;
 
 /// Flags of `bosun agent`.
 #[derive(Args, Clone, Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// The API server's URL, as `https://ADDRESS:6443`.
     #[arg(long, env = "BOSUN_SERVER", help_heading = "Joining")]
     server: String,
@@ -125,7 +125,7 @@ impl Files {
 ///
 /// # Errors
 /// Something it needs is missing or broken, or a part ended by itself; the text names it and the remedy.
-pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
+pub(crate) async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     let node_ip = options.node_ip.map_or_else(|| own_address("--node-ip"), Ok)?;
     let node_name = match &options.node_name {
         Some(name) => name.clone(),

@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The text holds no certificate.
-pub fn ca_hash(ca_pem: &str) -> Result<String> {
+pub(crate) fn ca_hash(ca_pem: &str) -> Result<String> {
     let certs = tls::parse_certs(ca_pem.as_bytes())?;
     spki_hash(&certs[0]).context("the authority's certificate cannot be parsed")
 }
@@ -38,7 +38,7 @@ fn spki_hash(cert: &[u8]) -> Option<String> {
 ///
 /// # Errors
 /// The server cannot be reached, or shows no certificate with that hash.
-pub async fn fetch_ca(server: &str, hash: &str) -> Result<String> {
+pub(crate) async fn fetch_ca(server: &str, hash: &str) -> Result<String> {
     let uri: http::Uri = server.parse().with_context(|| format!("--server {server:?} is no URL"))?;
     let host = uri.host().with_context(|| format!("--server {server:?} has no host"))?;
     let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();

@@ -25,27 +25,27 @@ const RENEW_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A certificate's two files.
 #[derive(Clone, Debug)]
-pub struct Pair {
+pub(crate) struct Pair {
     /// The certificate.
-    pub cert: PathBuf,
+    pub(crate) cert: PathBuf,
     /// Its key, mode 0600.
-    pub key: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// The cluster's certificates.
-pub struct ClusterPki {
+pub(crate) struct ClusterPki {
     /// The cluster's authority.
-    pub ca: Pair,
+    pub(crate) ca: Pair,
     /// The authority's certificate, as text.
-    pub ca_pem: String,
+    pub(crate) ca_pem: String,
     /// The API server's serving pair.
-    pub apiserver: Pair,
+    pub(crate) apiserver: Pair,
     /// The API server's pair as a client of kubelets.
-    pub kubelet_client: Pair,
+    pub(crate) kubelet_client: Pair,
     /// The administrator's pair.
-    pub admin: Pair,
+    pub(crate) admin: Pair,
     /// The key that signs service-account tokens, and its public half.
-    pub service_account: Pair,
+    pub(crate) service_account: Pair,
 }
 
 impl ClusterPki {
@@ -53,7 +53,7 @@ impl ClusterPki {
     ///
     /// # Errors
     /// A file cannot be read, parsed or written.
-    pub fn open(folder: &Path, names: &BTreeSet<String>) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, names: &BTreeSet<String>) -> Result<Self> {
         create_dir(folder, 0o700)?;
         let pair =
             |name: &str| Pair { cert: folder.join(format!("{name}.crt")), key: folder.join(format!("{name}.key")) };

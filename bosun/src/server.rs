@@ -31,7 +31,7 @@ const LOCAL_NAMES: [&str; 4] = ["kubernetes", "kubernetes.default", "kubernetes.
 
 /// Flags of `bosun server`.
 #[derive(Args, Clone, Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// Where everything of this control plane is kept: certificates, the store, the join token.
     #[arg(long, default_value = "/var/lib/bosun/server")]
     data_dir: PathBuf,
@@ -103,7 +103,7 @@ impl Options {
 ///
 /// # Errors
 /// Something it needs is missing, broken or taken, or a part ended by itself; the text names it and the remedy.
-pub async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
+pub(crate) async fn run(options: Options, cancel: CancellationToken) -> Result<()> {
     if !options.service_cidr.contains(&options.cluster_dns) {
         bail!("--cluster-dns {} is not within --service-cidr {}", options.cluster_dns, options.service_cidr);
     }

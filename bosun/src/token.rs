@@ -14,7 +14,7 @@ use serde_json::json;
 ///
 /// # Errors
 /// The file holds something else, or the API server refuses the Secret.
-pub async fn ensure(client: &Client, file: &Path) -> Result<String> {
+pub(crate) async fn ensure(client: &Client, file: &Path) -> Result<String> {
     let token = match file.exists() {
         true => std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?.trim().to_owned(),
         false => {
