@@ -208,6 +208,9 @@ async fn trust(options: &Options, files: &Files) -> Result<()> {
             bail!("the server cannot be trusted yet: give --ca-cert-hash (the server prints it) or --ca-file")
         }
     };
+    let source = options.ca_file.as_ref().unwrap_or(&files.ca);
+    bosun_kit::tls::roots(ca_pem.as_bytes())
+        .with_context(|| format!("{} does not hold the cluster authority's certificate", source.display()))?;
     write_atomic(&files.ca, ca_pem.as_bytes(), 0o644)?;
     match options.token()? {
         Some(token) => {

@@ -1,9 +1,11 @@
 //! `test`: every test there is.
 
+use std::env;
+use std::ffi::OsString;
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context as _, Result};
-use bosun_tests::tools::Scope;
+use bosun_tests::tools::{CNI_PLUGINS, CONTAINERD_1_6, RUNC, Scope};
 use bosun_tests::{Layout, Tools};
 use clap::Args;
 
@@ -24,7 +26,7 @@ pub(crate) struct Options {
 /// start are built first with the same selection, so that nothing is compiled twice.
 pub(crate) fn run(layout: &Layout, options: &Options) -> Result<ExitCode> {
     let progress = Progress::new();
-    Tools::fetch(layout, Scope::Tests, &|line| progress.say(line))?;
+    let tools = Tools::fetch(layout, Scope::Tests, &|line| progress.say(line))?;
     progress.done("the programs the tests need are there");
     drop(progress);
     let built = cargo(layout).args(["build", "--workspace"]).stdin(Stdio::null()).status();
@@ -32,11 +34,19 @@ pub(crate) fn run(layout: &Layout, options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     let mut command = cargo(layout);
-    command.arg("test");
+    command.arg("test").env("PATH", search_path(&tools)?).env("BOSUN_REFERENCE_CNI", tools.folder(&CNI_PLUGINS));
     match &options.package {
         Some(package) => command.args(["--package", package]),
         None => command.args(["--workspace", "--no-fail-fast"]),
     };
     let status = command.args(&options.arguments).stdin(Stdio::null()).status().context("cargo cannot be run")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The system's programs, and before them containerd and runc of the system's release from where they were unpacked:
+/// crates' own tests start them by name.
+fn search_path(tools: &Tools) -> Result<OsString> {
+    let system = env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+    let fetched = [tools.folder(&CONTAINERD_1_6), tools.folder(&RUNC)];
+    env::join_paths(fetched.into_iter().chain(env::split_paths(&system))).context("PATH")
 }

@@ -63,8 +63,8 @@ fn a_service_answers_in_every_way(case: &Case) -> Result<()> {
         has(&eventually("ClusterIP from a node", LIMIT, from_node)?, "Hello from web-")?;
         has(&eventually("NodePort from outside", LIMIT, || get(node, port))?, "Hello from web-")?;
     }
-    // All pods take their share.
-    let all = "for i in $(seq 60); do wget -T 3 -qO- http://web/hostname; done | sort -u | wc -l";
+    // All pods take their share. By its path: the shell would take busybox's own wget, which is broken.
+    let all = "for i in $(seq 60); do /bin/wget -T 3 -qO- http://web/hostname; done | sort -u | wc -l";
     ensure!(case.exec("shell", &["sh", "-c", all])?.trim() == "3", "not every pod was asked");
     Ok(())
 }
@@ -77,7 +77,7 @@ fn a_service_follows_its_pods(case: &Case) -> Result<()> {
     case.kubectl.ask(&["scale", "deployment", "web", "--replicas=0"])?;
     case.becomes("endpoints/web", ".subsets", "")?;
     eventually("no answer any more", LIMIT, || {
-        let quick = case.exec("shell", &["sh", "-c", "timeout 5 wget -T 3 -qO- http://web/ 2>&1 || true"])?;
+        let quick = case.exec("shell", &["sh", "-c", "timeout 5 /bin/wget -T 3 -qO- http://web/ 2>&1 || true"])?;
         has(&quick, "refused")
     })?;
     case.kubectl.ask(&["scale", "deployment", "web", "--replicas=2"])?;
