@@ -137,6 +137,10 @@ impl CniResult {
             remove_keys(&mut value, "interfaces", &["mtu", "socketPath", "pciID"]);
             remove_keys(&mut value, "routes", &["mtu", "advmss", "priority", "table", "scope"]);
         }
+        // From 1.0.0 on the reference leaves an empty `dns` out; before, it is always there.
+        if !old && self.dns.is_empty() {
+            value.as_object_mut().map(|fields| fields.remove("dns"));
+        }
         value["cniVersion"] = version.into();
         value
     }
@@ -241,11 +245,11 @@ mod tests {
             ),
             (
                 "1.0.0",
-                r#"{"cniVersion":"1.0.0","dns":{},"interfaces":[{"mac":"0a:58:0a:01:00:01","name":"cni0"}],"ips":[{"address":"10.1.0.2/24","gateway":"10.1.0.1","interface":0},{"address":"fd00::2/64"}],"routes":[{"dst":"0.0.0.0/0"}]}"#,
+                r#"{"cniVersion":"1.0.0","interfaces":[{"mac":"0a:58:0a:01:00:01","name":"cni0"}],"ips":[{"address":"10.1.0.2/24","gateway":"10.1.0.1","interface":0},{"address":"fd00::2/64"}],"routes":[{"dst":"0.0.0.0/0"}]}"#,
             ),
             (
                 "1.1.0",
-                r#"{"cniVersion":"1.1.0","dns":{},"interfaces":[{"mac":"0a:58:0a:01:00:01","mtu":1500,"name":"cni0"}],"ips":[{"address":"10.1.0.2/24","gateway":"10.1.0.1","interface":0},{"address":"fd00::2/64"}],"routes":[{"dst":"0.0.0.0/0","mtu":1400}]}"#,
+                r#"{"cniVersion":"1.1.0","interfaces":[{"mac":"0a:58:0a:01:00:01","mtu":1500,"name":"cni0"}],"ips":[{"address":"10.1.0.2/24","gateway":"10.1.0.1","interface":0},{"address":"fd00::2/64"}],"routes":[{"dst":"0.0.0.0/0","mtu":1400}]}"#,
             ),
         ];
         for (version, text) in golden {

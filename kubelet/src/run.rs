@@ -40,7 +40,7 @@ use crate::report::Report;
 use crate::sources;
 
 /// How long a container runtime that does not answer yet is waited for.
-const RUNTIME_PATIENCE: Duration = Duration::from_secs(60);
+const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
 
 impl Options {
     /// Runs the kubelet until cancelled. Pods go on when it ends.

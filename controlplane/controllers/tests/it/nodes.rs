@@ -7,6 +7,7 @@ use bosun_kit::pki::new_csr;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::{PostParams, ResourceExt};
 use kube::{Api, Client};
 use serde_json::json;
@@ -84,6 +85,18 @@ async fn signed(admin: &Client, name: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kubelet_gets_its_certificates_and_nobody_elses() {
     let cluster = Cluster::start().await;
+    // As the bundled server grants it: stock leaves serving certificates to people.
+    let binding = serde_json::json!({
+        "metadata": {"name": "kubelet-serving-approver"},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "ClusterRole",
+            "name": "system:certificates.k8s.io:kubelet-serving-approver",
+        },
+        "subjects": [{"kind": "ServiceAccount", "name": "certificate-controller", "namespace": "kube-system"}],
+    });
+    let bindings: Api<ClusterRoleBinding> = Api::all(cluster.admin.clone());
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
     cluster.node("n1").await;
     let bootstrap = cluster.server.client_as(user(
         "system:bootstrap:abcdef",
