@@ -1,6 +1,6 @@
 //! The shape of every type of the API, and decoding by it.
 //!
-//! `openapi/types.txt` has one line a type. From it an object is read in one pass, from bytes or from a [`Value`]: fields
+//! `openapi/types.txt` has one line a type. From it an object is read in one pass, from bytes or from a [`serde_json::Value`]: fields
 //! nobody knows are dropped and told of, nulls and empty lists disappear, times and quantities become canonical, and
 //! what has the wrong type is refused in the words a stock server uses. The same table tells [`crate::patch`] which list
 //! is merged by which key.

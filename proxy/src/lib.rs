@@ -1,6 +1,6 @@
 //! The service dataplane: cluster IPs, node ports and their kin, kept in nf_tables.
 //!
-//! Three steps, each in its own place. [`convert`] and [`watch`] turn what the API server says into the small
+//! Three steps, each in its own place. [`convert`] and `watch` turn what the API server says into the small
 //! [`model`]; [`plan`] decides, purely, which address answers how; [`nftables`] brings the kernel to a plan by the
 //! difference to the one before, in one transaction. [`run`] ties them together, and `kube-proxy` is a thin program
 //! around it.

@@ -1,4 +1,4 @@
-//! The rules about where pods go, each a [`Plugin`](crate::framework::Plugin).
+//! The rules about where pods go, each a [`Plugin`].
 
 mod affinity;
 mod fit;
