@@ -111,9 +111,10 @@ pub(crate) async fn run(options: Options, cancel: CancellationToken) -> Result<(
     create_dir(&options.data_dir, 0o700)?;
     // Taken before anything is written: a second server on this machine fails here and leaves no trace.
     let listener = bosun_kit::http::bind(SocketAddr::new(options.bind_address, options.secure_port)).await?;
+    // The store is locked by its server: another one with this folder fails here, with the certificates untouched.
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(options.data_dir.join("store.redb"))?);
     let pki = ClusterPki::open(&options.data_dir.join("pki"), &options.names(advertise))?;
     let url = format!("https://{}", SocketAddr::new(advertise, options.secure_port));
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(options.data_dir.join("store.redb"))?);
     let server = ApiServer::start(api_config(&options, &pki, advertise)?, store).await?;
     let config = serving(&pki)?;
     let mut parts = JoinSet::new();
