@@ -323,13 +323,11 @@ impl<'a> Planner<'a> {
         let view = self.view;
         let newest = view.runtime.sandboxes.first();
         // Whatever is left in older sandboxes goes, before a new one takes the pod's name and volumes.
-        let stale = view.runtime.sandboxes.iter().filter(|s| !s.ready || newest.is_some_and(|n| n.id != s.id));
-        for sandbox in stale.filter(|s| !s.stopped) {
-            let inside = view.runtime.running().filter(|c| c.sandbox == sandbox.id);
-            if sandbox.ready || inside.count() > 0 {
-                self.act(Action::StopSandbox { id: sandbox.id.clone() });
-                return None;
-            }
+        let mut stale = view.runtime.sandboxes.iter().filter(|s| !s.ready || newest.is_some_and(|n| n.id != s.id));
+        // A dead one is stopped too: until then it holds a network namespace and an address.
+        if let Some(sandbox) = stale.find(|s| !s.stopped) {
+            self.act(Action::StopSandbox { id: sandbox.id.clone() });
+            return None;
         }
         if let Some(ready) = view.runtime.ready_sandbox() {
             return Some(&ready.id);

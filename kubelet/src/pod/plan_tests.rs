@@ -255,6 +255,16 @@ fn sidecars_start_first_and_end_last() {
 }
 
 #[test]
+fn a_dead_sandbox_with_nothing_in_it_gives_its_network_back() {
+    let mut w = world(json!({"containers": [{"name": "a"}]}));
+    w.settle();
+    w.exit("a", 1);
+    w.runtime.sandboxes[0].ready = false;
+    let step = w.step();
+    assert!(step.starts_with("stop sandbox s0\n"), "{step}");
+}
+
+#[test]
 fn a_lost_sandbox_is_replaced_and_everything_starts_again() {
     let mut w = world(json!({"initContainers": [{"name": "x"}], "containers": [{"name": "a"}]}));
     w.settle();
