@@ -9,10 +9,7 @@ use bosun_kit::http::Body;
 use bosun_nodeproxy::{NodeProxy, Target};
 use http::{Request, Response, StatusCode};
 use k8s_openapi::api::authentication::v1::UserInfo;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::ClientConfig;
 use serde_json::Value;
 
 use crate::call::Call;
@@ -224,57 +221,9 @@ async fn address(host: &str, port: u16) -> Result<IpAddr, ApiError> {
 
 /// The way to the nodes.
 pub(crate) fn node_proxy(kubelet: Option<Arc<ClientConfig>>) -> NodeProxy {
-    let backend = Arc::new(unverified());
+    // Pods and services that speak TLS show certificates that nobody here could verify; stock does not try either.
+    let backend = Arc::new(bosun_kit::tls::unverified_client_config());
     NodeProxy::new(kubelet.unwrap_or_else(|| backend.clone()), backend)
-}
-
-/// Pods and services that speak TLS show certificates that nobody here could verify; stock does not try either.
-fn unverified() -> ClientConfig {
-    let provider = CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(ring::default_provider()));
-    ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .expect("the provider has the default protocol versions")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
-        .with_no_client_auth()
-}
-
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _certificate: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 /// `[scheme:]name[:port]` of a proxy path.
