@@ -1,5 +1,7 @@
 //! The API client: from a kubeconfig, and kubeconfigs for others.
 
+mod following;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,17 +12,18 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::json;
 
+pub use following::Following;
+
 /// How long dialling and one answer may take. Watches are streams: their bound is the server's own.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A client after the kubeconfig at `path`.
+/// A client after the kubeconfig at `path`. Certificates that it names as files may be replaced while it is in use.
 ///
 /// # Errors
 /// The file is missing or broken (the text names it and the field), or its TLS material is.
 pub async fn from_kubeconfig(path: &Path) -> anyhow::Result<Client> {
-    let config = config_from_kubeconfig(path).await?;
-    Client::try_from(config).with_context(|| format!("kubeconfig {}", path.display()))
+    Ok(Following::load(path).await?.client())
 }
 
 /// The client configuration of the kubeconfig at `path`, with our deadlines.

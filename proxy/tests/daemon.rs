@@ -170,3 +170,33 @@ fn the_daemon_programs_repairs_and_answers() {
         std::panic::resume_unwind(panic);
     }
 }
+
+/// Makes this thread see the kernel as one built without netfilter's netlink: its sockets do not exist.
+fn without_netfilter() {
+    use seccompiler::{
+        SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter, SeccompRule,
+    };
+    let is = |argument, value: i32| SeccompCondition::new(argument, Len::Dword, Op::Eq, value as u64).unwrap();
+    let rule = SeccompRule::new(vec![is(0, libc::AF_NETLINK), is(2, libc::NETLINK_NETFILTER)]).unwrap();
+    let refuse = SeccompAction::Errno(libc::EPROTONOSUPPORT as u32);
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter =
+        SeccompFilter::new([(libc::SYS_socket, vec![rule])].into(), SeccompAction::Allow, refuse, arch).unwrap();
+    seccompiler::apply_filter(&filter.try_into().unwrap()).unwrap();
+}
+
+#[test]
+fn a_kernel_without_nf_tables_is_named_at_start() {
+    let test = || {
+        without_netfilter();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let client = runtime.block_on(async { Api::default().client() });
+        let run = bosun_proxy::run(Config::default(), client, "node".into(), CancellationToken::new());
+        let error = runtime.block_on(run).unwrap_err().to_string();
+        assert!(error.starts_with("mode nftables cannot be used: "), "{error}");
+        assert!(error.contains("CONFIG_NF_TABLES"), "{error}");
+    };
+    if let Err(panic) = std::thread::spawn(test).join() {
+        std::panic::resume_unwind(panic);
+    }
+}

@@ -81,8 +81,9 @@ fn program(name: &'static str, called: &str, binary: &Path) -> Result<Image> {
     Ok(Image { name, config, layer })
 }
 
-/// An image with busybox under all its names but `wget`, which crashes in Debian's static build: that is ours.
-fn shell(busybox: &Path, wget: &Path) -> Result<Image> {
+/// An image with busybox under all its names but `wget` and `ttysize`, which do not work in Debian's static build: those
+/// are ours.
+fn shell(busybox: &Path, ours: &Path) -> Result<Image> {
     let content = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let applets = run(Command::new(busybox).arg("--list"))?;
     let mut layer = base();
@@ -90,11 +91,12 @@ fn shell(busybox: &Path, wget: &Path) -> Result<Image> {
         layer.push(Entry::Folder { path, mode: 0o755 });
     }
     layer.push(Entry::File { path: "bin/busybox".to_owned(), mode: 0o755, content });
-    for applet in applets.lines().filter(|applet| !["busybox", "wget"].contains(applet)) {
+    for applet in applets.lines().filter(|applet| !["busybox", "wget", "ttysize"].contains(applet)) {
         layer.push(Entry::Link { path: format!("bin/{applet}"), to: "busybox".to_owned() });
     }
-    let content = fs::read(wget).with_context(|| format!("cannot read {}; was it built?", wget.display()))?;
+    let content = fs::read(ours).with_context(|| format!("cannot read {}; was it built?", ours.display()))?;
     layer.push(Entry::File { path: "bin/wget".to_owned(), mode: 0o755, content });
+    layer.push(Entry::Link { path: "bin/ttysize".to_owned(), to: "wget".to_owned() });
     let config =
         ConfigBuilder::default().cmd(vec!["sh".to_owned()]).env(vec!["PATH=/bin:/usr/bin".to_owned()]).working_dir("/");
     Ok(Image { name: BUSYBOX_IMAGE, config, layer })

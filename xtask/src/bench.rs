@@ -22,7 +22,7 @@ pub(crate) fn run(layout: &Layout, options: &Options) -> Result<ExitCode> {
     let progress = Progress::new();
     Tools::fetch(layout, Scope::Tests, &|line| progress.say(line))?;
     drop(progress);
-    let binaries = build::binaries(layout, "release", &["bosun-kubelet", "bosun-bench"])?;
+    let binaries = build::binaries(layout, "release")?;
     let program = binaries.join("bosun-bench");
     let status = Command::new(&program).args(&options.arguments).stdin(Stdio::null()).status();
     let status = status.with_context(|| format!("{} cannot be run", program.display()))?;

@@ -28,7 +28,7 @@ pub(crate) fn up(layout: &Layout, nodes: u8, version: Version, debug: bool) -> R
     progress.done("the programs it needs are there");
     drop(progress);
     let profile = if debug { "debug" } else { "release" };
-    let binaries = build::binaries(layout, profile, &[])?;
+    let binaries = build::binaries(layout, profile)?;
 
     let progress = Progress::new();
     progress.say("making images");

@@ -5,19 +5,15 @@
 //! kept. From then on the certificate itself is used to ask for the next one.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base64::Engine as _;
 use bosun_kit::backoff::{Backoff, jittered};
+use bosun_kit::client::{self, Following};
 use bosun_kit::files::write_atomic;
-use bosun_kit::{client, pki, tls};
-use futures::future::BoxFuture;
-use http::{Request, Response};
+use bosun_kit::{pki, tls};
 use jiff::Timestamp;
 use kube::Client;
-use kube::client::Body;
 use kube::config::Kubeconfig;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -274,7 +270,7 @@ fn write_kubeconfig(bootstrap: &Path, path: &Path, certificate: &Path) -> Result
 /// The kubelet's identity and a client that always uses the newest certificate.
 pub struct Identity {
     config: IdentityConfig,
-    current: Arc<RwLock<Client>>,
+    following: Following,
     client: Client,
 }
 
@@ -284,11 +280,9 @@ impl Identity {
     /// # Errors
     /// It is missing or broken.
     pub async fn load(config: IdentityConfig) -> Result<Self, IdentityError> {
-        let inner = dial(&config.kubeconfig).await?;
-        let namespace = inner.default_namespace().to_owned();
-        let current = Arc::new(RwLock::new(inner));
-        let client = Client::new(Switching { current: current.clone() }, namespace);
-        Ok(Self { config, current, client })
+        let following = Following::load(&config.kubeconfig).await.map_err(kubeconfig_error)?;
+        let client = following.client();
+        Ok(Self { config, following, client })
     }
 
     /// The client. It stays good over rotations: new requests go out on connections with the new certificate, those
@@ -342,14 +336,13 @@ impl Identity {
             .map_err(not_issued)?;
         check_pair(&cert_pem, &key_pem)?;
         store.update(&cert_pem, &key_pem, Timestamp::now())?;
-        let fresh = dial(&self.config.kubeconfig).await?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        Ok(())
+        self.following.reload().await.map_err(kubeconfig_error)
     }
 }
 
-async fn dial(kubeconfig: &Path) -> Result<Client, IdentityError> {
-    client::from_kubeconfig(kubeconfig).await.map_err(|error| IdentityError::Kubeconfig(format!("{error:#}")))
+#[expect(clippy::needless_pass_by_value, reason = "handed to map_err")]
+fn kubeconfig_error(error: anyhow::Error) -> IdentityError {
+    IdentityError::Kubeconfig(format!("{error:#}"))
 }
 
 /// When to ask for the next certificate: at 70 % of the life of this one, plus up to 20 % by chance, so that the nodes
@@ -367,27 +360,6 @@ pub(crate) async fn sleep_until(at: Timestamp) {
             return;
         }
         tokio::time::sleep(left.min(Duration::from_secs(3600))).await;
-    }
-}
-
-/// Hands each request to the client of the moment.
-#[derive(Clone)]
-struct Switching {
-    current: Arc<RwLock<Client>>,
-}
-
-impl tower::Service<Request<Body>> for Switching {
-    type Response = Response<Body>;
-    type Error = kube::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let client = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Box::pin(async move { client.send(request).await })
     }
 }
 

@@ -127,16 +127,21 @@ fn exec_with_input_terminal_and_code(case: &Case) -> Result<()> {
     let ended = output(&mut case.kubectl.command(&["exec", "shell", "--", "sh", "-c", "echo no >&2; exit 7"]))?;
     ensure!(ended.status.code() == Some(7), "{:?}", ended.status);
     has(&String::from_utf8_lossy(&ended.stderr), "no\n")?;
-    // A terminal of our own, so that kubectl asks for one on the other side.
-    let typed = case.kubectl.command(&["exec", "-it", "shell", "--", "sh", "-c", "tty; read x; echo got $x"]);
+    let shown =
+        in_terminal(&case.kubectl.command(&["exec", "-it", "shell", "--", "sh", "-c", "tty; read x; echo got $x"]))?;
+    has(&shown, "/dev/pts/")?;
+    has(&shown, "got word")?;
+    has(&in_terminal(&case.kubectl.command(&["exec", "-it", "shell", "--", "ttysize"]))?, "101 33")
+}
+
+/// Runs a client in a terminal of 101 columns and 33 rows, so that it asks for one on the other side, and types a word.
+fn in_terminal(typed: &Command) -> Result<String> {
     let mut terminal = Command::new("script");
     for (name, value) in typed.get_envs() {
         value.map(|value| terminal.env(name, value));
     }
-    let typed = quoted(&typed);
-    let shown = feed(terminal.args(["-q", "-e", "-c", &typed, "/dev/null"]), "word\n")?;
-    has(&shown, "/dev/pts/")?;
-    has(&shown, "got word")
+    let typed = format!("stty cols 101 rows 33; exec {}", quoted(typed));
+    feed(terminal.args(["-q", "-e", "-c", &typed, "/dev/null"]), "word\n")
 }
 
 /// A command for a shell.

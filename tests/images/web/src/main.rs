@@ -45,13 +45,17 @@ struct Server {
 
 fn main() {
     let mut arguments = std::env::args();
-    if arguments.next().is_some_and(|name| name.ends_with("wget")) {
-        // As busybox's, whose own crashes in Debian's static build: options are taken and of no effect.
-        let url = arguments.next_back().unwrap_or_default();
-        if let Err(message) = get(&url) {
-            fail(&message);
-        }
-        return;
+    let name = arguments.next().unwrap_or_default();
+    // As busybox's, which crash in Debian's static build. wget's options are taken and of no effect.
+    let stand_in = match name.rsplit('/').next() {
+        Some("wget") => Some(get(&arguments.next_back().unwrap_or_default())),
+        Some("ttysize") => Some(terminal_size()),
+        _ => None,
+    };
+    match stand_in {
+        Some(Ok(())) => return,
+        Some(Err(message)) => fail(&message),
+        None => {}
     }
     let options = match parse(std::env::args().skip(1)) {
         Ok(options) => options,
@@ -276,6 +280,19 @@ fn get(url: &str) -> Result<(), String> {
     let body = http::get(address, path).map_err(|error| format!("{url}: {error}"))?;
     print!("{body}");
     Ok(())
+}
+
+/// Prints the terminal's columns and rows once it has any: the size comes after the terminal.
+fn terminal_size() -> Result<(), String> {
+    for _ in 0..50 {
+        let size = rustix::termios::tcgetwinsize(io::stdin()).map_err(|error| format!("standard input: {error}"))?;
+        if size.ws_row > 0 {
+            println!("{} {}", size.ws_col, size.ws_row);
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    Err("the terminal has no size".to_owned())
 }
 
 fn seconds(text: &str) -> Option<Duration> {
