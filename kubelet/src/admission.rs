@@ -54,7 +54,9 @@ pub fn admit(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
         );
         return refuse("OutOfpods", message);
     }
-    resources(pod, others, offer)?;
+    if let Err(short) = room(pod, others, offer) {
+        return refuse(&format!("OutOf{}", short.resource), format!("Pod was rejected: {short}"));
+    }
     if !selected(pod, offer) {
         return refuse(
             "NodeAffinity",
@@ -69,7 +71,25 @@ pub fn admit(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn resources(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
+/// A resource that a node has too little of, in its base unit (thousandths for cores).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}")]
+pub struct Short {
+    /// Its name.
+    pub resource: String,
+    /// What the pod asks for.
+    pub requested: i64,
+    /// What the others have.
+    pub used: i64,
+    /// What there is.
+    pub capacity: i64,
+}
+
+/// Whether the node has what the pod asks for, beside what `others` have.
+///
+/// # Errors
+/// What it has too little of.
+pub fn room(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Short> {
     let wanted = requests(pod);
     let used = others.iter().fold(Resources::new(), |mut used, other| {
         bosun_api::pod::add(&mut used, &requests(other));
@@ -79,14 +99,9 @@ fn resources(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
         let Some(capacity) = offer.allocatable.get(name) else { continue };
         let used = used.get(name).cloned().unwrap_or_default();
         let amount = |q: &Quantity| if name == "cpu" { q.milli_value() } else { q.value() };
-        if amount(&used) + amount(wanted) > amount(capacity) {
-            let message = format!(
-                "Pod was rejected: Node didn't have enough resource: {name}, requested: {}, used: {}, capacity: {}",
-                amount(wanted),
-                amount(&used),
-                amount(capacity)
-            );
-            return Err((format!("OutOf{name}"), message));
+        let (requested, used, capacity) = (amount(wanted), amount(&used), amount(capacity));
+        if used + requested > capacity {
+            return Err(Short { resource: name.clone(), requested, used, capacity });
         }
     }
     Ok(())

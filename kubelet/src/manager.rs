@@ -16,6 +16,7 @@ use crate::context::Context;
 use crate::objects::ApiObjects;
 use crate::observe::{News, Owner};
 use crate::pod::record::PodRecord;
+use crate::pod::resize::{self, Verdict};
 use crate::pod::spec;
 use crate::sources::is_mirror;
 use crate::worker::{self, Handle, Message, Start};
@@ -52,6 +53,8 @@ pub struct Manager {
     /// Static pods whose predecessor of the same name must end first.
     queued: BTreeMap<String, Arc<Pod>>,
     mirrors: HashMap<(String, String), Arc<Pod>>,
+    /// Pods that ask for more resources than there are at present.
+    deferred: BTreeMap<String, Arc<Pod>>,
     statics_known: bool,
     api_known: bool,
     ended_to: mpsc::UnboundedSender<String>,
@@ -75,6 +78,7 @@ impl Manager {
             statics: BTreeMap::new(),
             queued: BTreeMap::new(),
             mirrors: HashMap::new(),
+            deferred: BTreeMap::new(),
             statics_known: false,
             api_known: false,
             ended_to,
@@ -138,7 +142,10 @@ impl Manager {
                 handle.tell(Message::Update(pod));
                 handle.tell(Message::Remove);
             }
-            (Some(handle), false) => handle.tell(Message::Update(pod)),
+            (Some(handle), false) => {
+                handle.tell(Message::Update(pod.clone()));
+                self.judge_resize(&pod, &handle);
+            }
             (None, true) => {}
             (None, false) => self.add(pod, false),
         }
@@ -224,14 +231,54 @@ impl Manager {
         if let Some((reason, message)) = &rejected {
             self.context.report.pod(&pod, EventType::Warning, reason, message.clone());
         }
-        self.start(pod, Start { runtime, rejected, orphan: false, is_static });
+        self.start(pod.clone(), Start { runtime, rejected, orphan: false, is_static });
+        if let (Some(handle), false) = (self.handle(spec::uid(&pod)), is_static) {
+            self.judge_resize(&pod, &handle);
+        }
+    }
+
+    /// Answers a pod that asks for other resources than it was granted.
+    fn judge_resize(&mut self, pod: &Arc<Pod>, handle: &Handle) {
+        let uid = spec::uid(pod);
+        self.deferred.remove(uid);
+        if !resize::differs(pod, &handle.pod()) {
+            return;
+        }
+        let others = self.others(uid);
+        let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
+        let verdict = {
+            let offer = self.offer.lock().unwrap_or_else(PoisonError::into_inner);
+            resize::judge(pod, &others, &offer)
+        };
+        if let Verdict::Deferred(_) = &verdict {
+            self.deferred.insert(uid.to_owned(), pod.clone());
+        }
+        handle.tell(Message::Resize(verdict));
+    }
+
+    /// Asks again for those that had to wait, the most important first (then by age), since there may be more room.
+    fn judge_deferred(&mut self) {
+        let mut waiting: Vec<Arc<Pod>> = std::mem::take(&mut self.deferred).into_values().collect();
+        waiting.sort_by_key(|pod| {
+            let priority = spec::spec(pod).priority.unwrap_or_default();
+            (std::cmp::Reverse(priority), pod.metadata.creation_timestamp.as_ref().map(|at| at.0))
+        });
+        for pod in waiting {
+            if let Some(handle) = self.handle(spec::uid(&pod)) {
+                self.judge_resize(&pod, &handle);
+            }
+        }
+    }
+
+    /// The other pods that hold resources, with what was granted to them.
+    fn others(&self, uid: &str) -> Vec<Arc<Pod>> {
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        let others = pods.iter().filter(|(other, _)| *other != uid).map(|(_, handle)| handle.pod());
+        others.filter(|pod| !bosun_api::pod::is_terminal(pod)).collect()
     }
 
     fn refusal(&self, pod: &Pod) -> Option<(String, String)> {
-        let others: Vec<Arc<Pod>> = {
-            let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-            pods.values().map(Handle::pod).filter(|p| !bosun_api::pod::is_terminal(p)).collect()
-        };
+        let others = self.others(spec::uid(pod));
         let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
         let offer = self.offer.lock().unwrap_or_else(PoisonError::into_inner);
         admit(pod, &others, &offer).err()
@@ -332,6 +379,8 @@ impl Manager {
     fn ended(&mut self, uid: &str) {
         let gone = self.pods.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
         let Some(gone) = gone.map(|handle| handle.pod()) else { return };
+        self.deferred.remove(uid);
+        self.judge_deferred();
         let waiting = self
             .queued
             .iter()
@@ -352,8 +401,9 @@ impl Manager {
         }
     }
 
-    /// Removes folders and cgroups of pods that nobody knows.
+    /// Removes folders and cgroups of pods that nobody knows, and asks again for resizes that had to wait.
     async fn sweep(&mut self) {
+        self.judge_deferred();
         if !(self.api_known && self.statics_known) {
             return;
         }
@@ -390,6 +440,8 @@ impl Manager {
                 tracing::warn!(uid, %error, "the cgroup of a pod that is gone was not removed");
             }
         }
+        // Pods come and go in bursts; what they took meanwhile is not ours to keep.
+        bosun_kit::memory::give_back();
     }
 }
 
