@@ -70,6 +70,7 @@ conf_dir = "{at}/cni"
             "containerRuntimeEndpoint": format!("unix://{at}/c.sock"),
             "staticPodPath": format!("{at}/manifests"), "podLogsDir": format!("{at}/logs/pods"),
             "cgroupRoot": format!("/{}", self.name),
+            "containerLogMaxSize": "2Ki", "containerLogMaxFiles": 3, "containerLogMonitorInterval": "3s",
             "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
             "authorization": {"mode": "AlwaysAllow"},
         });
@@ -286,6 +287,35 @@ fn container_id(pod: &Value) -> String {
     pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap_or_default().to_owned()
 }
 
+/// A pod that talks a lot has its log rotated, and the runtime goes on in the new file.
+fn rotates_logs(node: &TestNode) {
+    let talk = "while :; do echo 0123456789012345678901234567890123456789; busybox usleep 10000; done";
+    let spec = json!({"hostNetwork": true, "terminationGracePeriodSeconds": 0, "containers": [
+        {"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": [BUSYBOX, "sh", "-c", talk]}]});
+    node.manifest("chatty", &spec);
+    let files = || -> Vec<String> {
+        let pods = fs::read_dir(node.folder.join("logs/pods")).unwrap().flatten();
+        let pod = pods.map(|e| e.path()).find(|p| p.to_string_lossy().contains("chatty"));
+        let entries = pod.and_then(|pod| fs::read_dir(pod.join("main")).ok()).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries.map(|e| e.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let rotated_twice = || {
+        matches!(&files()[..], [now, old, last]
+        if now == "0.log" && old.starts_with("0.log.20") && old.ends_with(".gz") && !last.ends_with(".gz"))
+    };
+    wait_or("two rotations", rotated_twice, || format!("{:?}\n{}", files(), node.log()));
+    let newest = || {
+        let pods = fs::read_dir(node.folder.join("logs/pods")).unwrap().flatten();
+        let pod = pods.map(|e| e.path()).find(|p| p.to_string_lossy().contains("chatty")).unwrap();
+        fs::read_to_string(pod.join("main/0.log")).unwrap_or_default()
+    };
+    wait_or("the new file", || newest().contains("0123456789"), || node.log());
+    fs::remove_file(node.folder.join("manifests/chatty.yaml")).unwrap();
+    wait_or("the end of the chatty pod", || node.pods().len() == 1, || node.log());
+}
+
 #[test]
 fn a_static_pod_lives_through_a_kubelet_s_death_and_leaves_nothing() {
     let mut node = TestNode::start();
@@ -332,6 +362,8 @@ fn a_static_pod_lives_through_a_kubelet_s_death_and_leaves_nothing() {
     assert!(killed.elapsed() < Duration::from_secs(4), "an exit is known without waiting for a listing");
     let last = node.pods()[0]["status"]["containerStatuses"][0]["lastState"]["terminated"].clone();
     assert_eq!((last["exitCode"].as_i64(), last["message"].as_str()), (Some(137), Some("bye\n")));
+
+    rotates_logs(&node);
 
     fs::remove_file(node.folder.join("manifests/web.yaml")).unwrap();
     wait_or("the end", || node.pods().is_empty() && node.containers() == 0, || node.log());

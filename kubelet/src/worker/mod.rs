@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use bosun_kit::backoff::Backoff;
 use bosun_kit::events::EventType;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,21 @@ pub enum Message {
     ObjectsChanged,
     /// The mirror pod of this static pod, as the API server has it; none if it is not there.
     Mirror(Option<Arc<Pod>>),
+    /// The node keeps the pod no longer: it fails with this verdict and ends.
+    End(Box<Verdict>),
+}
+
+/// Why the node ends a pod that nobody deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The reason of its status.
+    pub reason: &'static str,
+    /// The message of its status.
+    pub message: String,
+    /// The most seconds of grace; none for the pod's own.
+    pub grace: Option<i64>,
+    /// The message of its condition DisruptionTarget; none for no such condition.
+    pub disruption: Option<String>,
 }
 
 /// How a pod comes to its worker.
@@ -147,6 +163,9 @@ struct Worker {
     remembered: BTreeMap<String, Remembered>,
     waiting: BTreeMap<String, Waiting>,
     failed: Option<(String, String)>,
+    /// The most seconds of grace that a verdict leaves.
+    grace_limit: Option<i64>,
+    disruption: Option<PodCondition>,
     rejected: bool,
     removed: bool,
     ending: Option<Ending>,
@@ -192,6 +211,8 @@ impl Worker {
             removed: start.orphan,
             rejected: start.rejected.is_some(),
             failed: start.rejected,
+            grace_limit: None,
+            disruption: None,
             runtime: start.runtime,
             volumes: Volumes::default(),
             refresh: None,
@@ -271,11 +292,29 @@ impl Worker {
             Message::Sandbox(record) => drop(self.runtime.merge_sandbox(record)),
             Message::Listed(since, ids) => drop(self.runtime.retain(since, |id| ids.contains(id))),
             Message::ObjectsChanged => self.volumes_stale(),
+            Message::End(verdict) => self.end(*verdict),
             Message::Mirror(mirror) => {
                 self.mirror_known = true;
                 self.mirror(mirror.as_deref());
             }
         }
+    }
+
+    fn end(&mut self, verdict: Verdict) {
+        self.grace_limit = verdict.grace.into_iter().chain(self.grace_limit).min();
+        if self.failed.is_some() || self.was_terminal || bosun_api::pod::is_terminal(&self.pod) {
+            return;
+        }
+        self.disruption = verdict.disruption.map(|message| PodCondition {
+            type_: "DisruptionTarget".into(),
+            status: "True".into(),
+            reason: Some("TerminationByKubelet".into()),
+            message: Some(message),
+            last_transition_time: Some(Time(Timestamp::now())),
+            observed_generation: self.pod.metadata.generation,
+            ..PodCondition::default()
+        });
+        self.failed = Some((verdict.reason.to_owned(), verdict.message));
     }
 
     fn merge(&mut self, record: ContainerRecord) -> bool {
@@ -360,6 +399,7 @@ impl Worker {
         }
         let own = self.runtime.containers.iter().filter_map(|c| c.grace).max();
         let grace = if self.orphan { own.unwrap_or(1) } else { spec::grace_period(&self.pod) };
+        let grace = self.grace_limit.map_or(grace, |limit| grace.min(limit));
         match &mut self.ending {
             // A grace period only ever shrinks.
             Some(ending) => ending.grace = ending.grace.min(grace),
@@ -647,7 +687,10 @@ impl Worker {
 
     /// Computes the status and shows it to those who ask this process.
     fn show(&mut self, now: Timestamp) {
-        let new = status(&self.input(now));
+        let mut new = status(&self.input(now));
+        if let Some(condition) = &self.disruption {
+            bosun_api::pod::set_condition(&mut new, condition.clone());
+        }
         if self.pod.status.as_ref() != Some(&new) {
             Arc::make_mut(&mut self.pod).status = Some(new);
         }
