@@ -228,6 +228,13 @@ fn wait_or(what: &str, mut done: impl FnMut() -> bool, why: impl Fn() -> String)
     }
 }
 
+/// A static busybox of this machine, wherever the search path has it.
+fn host_busybox() -> Vec<u8> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders).map(|folder| folder.join("busybox")).find(|path| path.is_file());
+    fs::read(found.unwrap_or_else(|| BUSYBOX.into())).expect("a static busybox is installed")
+}
+
 /// An image archive that holds busybox; run without a command it sleeps, which makes it a sandbox image too.
 fn image_archive() -> Vec<u8> {
     let mut layer = tar::Builder::new(Vec::new());
@@ -241,7 +248,7 @@ fn image_archive() -> Vec<u8> {
     for folder in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
         add(folder, tar::EntryType::Directory, 0o755, &[]);
     }
-    add("bin/busybox", tar::EntryType::Regular, 0o755, &fs::read(BUSYBOX).expect("a static busybox is installed"));
+    add("bin/busybox", tar::EntryType::Regular, 0o755, &host_busybox());
     add("etc/passwd", tar::EntryType::Regular, 0o644, b"root:x:0:0::/:/bin/busybox\n");
     let layer = layer.into_inner().unwrap();
     let digest = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();

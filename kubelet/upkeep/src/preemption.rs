@@ -84,7 +84,7 @@ pub fn plan<'a>(wanted: &Pod, pods: &[&'a Pod], missing: &Missing) -> Result<Vec
 }
 
 /// Takes the closest pod until nothing is missing.
-fn closest<'a>(mut pods: Vec<&'a Pod>, mut missing: Missing) -> Vec<&'a Pod> {
+fn closest(mut pods: Vec<&Pod>, mut missing: Missing) -> Vec<&Pod> {
     let mut chosen = Vec::new();
     while !missing.0.is_empty() {
         let by_distance = |(_, a): &(usize, &&Pod), (_, b): &(usize, &&Pod)| {
