@@ -95,6 +95,10 @@ impl KubeletConfiguration {
             self.shutdown_grace_period < self.shutdown_grace_period_critical_pods,
             "shutdownGracePeriod must not be shorter than shutdownGracePeriodCriticalPods".to_owned(),
         );
+        fault(
+            !self.shutdown_grace_period_by_pod_priority.is_empty() && !self.shutdown_grace_period.is_zero(),
+            "Cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod at the same time".to_owned(),
+        );
         let (min_age, max_age) = (self.image_minimum_gc_age, self.image_maximum_gc_age);
         fault(
             !max_age.is_zero() && max_age < min_age,

@@ -89,7 +89,7 @@ impl Upkeep {
     }
 
     /// Pods that might go: all that have not ended.
-    fn active(&self) -> Vec<Snapshot> {
+    pub(super) fn active(&self) -> Vec<Snapshot> {
         self.snapshots().into_iter().filter(|s| !bosun_api::pod::is_terminal(&s.pod)).collect()
     }
 

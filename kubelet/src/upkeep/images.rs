@@ -1,7 +1,6 @@
 //! Images that nobody uses are removed when the disk fills up, or when they grow old.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,7 +170,7 @@ impl Upkeep {
     async fn image_disk(&self) -> Result<Disk, Failure> {
         let (point, _) = runtime_file_systems(&self.context).await;
         let point = point.ok_or_else(|| Failure::Unknown("the runtime names no image file system".to_owned()))?;
-        let found = blocking(move || usage::file_system(&PathBuf::from(point))).await;
+        let found = blocking(move || usage::file_system(&point)).await;
         let found = found.ok_or_else(|| Failure::Unknown("the image file system was not measured".to_owned()))?;
         let (space, _) = found.map_err(|error| Failure::Unknown(error.to_string()))?;
         let number = |value: i64| u64::try_from(value).unwrap_or(0);

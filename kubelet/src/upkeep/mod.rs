@@ -1,9 +1,11 @@
 //! The kubelet's upkeep of its node, by the plans of [`bosun_kubelet_upkeep`]: logs are rotated, unused images removed,
-//! pods evicted when the node runs short of something, kills for want of memory told.
+//! pods evicted when the node runs short of something, kills for want of memory told, shutdowns of the machine held off
+//! until the pods have ended.
 
 mod eviction;
 mod images;
 mod measure;
+mod shutdown;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use bosun_api::quantity::Quantity;
 use bosun_kit::events::{EventType, Recorder};
 use bosun_kubelet_upkeep::signals::Condition;
 use bosun_kubelet_upkeep::thresholds::{self, BadThreshold, Given};
-use bosun_kubelet_upkeep::{eviction as plans, images as image_plans, logs, oom};
+use bosun_kubelet_upkeep::{eviction as plans, images as image_plans, logs, oom, shutdown as shutdown_plans};
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -54,6 +56,8 @@ pub struct Settings {
     pub eviction_hard: std::collections::BTreeMap<String, String>,
     /// Memory that all pods together may use, in bytes.
     pub allocatable_memory: i64,
+    /// Groups of pods that end before a shutdown of the machine; empty if it is not to wait for pods.
+    pub shutdown: Vec<shutdown_plans::Group>,
     /// How often the disk use of pods with limits is measured; none if limits are not enforced.
     pub storage_interval: Option<Duration>,
 }
@@ -104,9 +108,20 @@ impl Settings {
             eviction_interval: HOUSEKEEPING,
             eviction_hard: thresholds::hard(&given),
             allocatable_memory: memory - reserved.value(),
+            shutdown: shutdown_groups(config),
             storage_interval: config.local_storage_capacity_isolation.then_some(config.volume_stats_agg_period.0),
         })
     }
+}
+
+fn shutdown_groups(config: &KubeletConfiguration) -> Vec<shutdown_plans::Group> {
+    let group = |given: &crate::config::ShutdownGracePeriod| shutdown_plans::Group {
+        priority: given.priority,
+        seconds: given.shutdown_grace_period_seconds,
+    };
+    let by_priority: Vec<_> = config.shutdown_grace_period_by_pod_priority.iter().map(group).collect();
+    let (period, critical) = (config.shutdown_grace_period.0, config.shutdown_grace_period_critical_pods.0);
+    shutdown_plans::groups(&by_priority, period, critical)
 }
 
 /// Keeps the node in order.
@@ -147,6 +162,9 @@ impl Upkeep {
         };
         parts.spawn(until(cancel.clone(), Box::pin(self.clone().collect_images())));
         parts.spawn(until(cancel.clone(), Box::pin(self.clone().watch_shortages())));
+        if !self.settings.shutdown.is_empty() {
+            parts.spawn(until(cancel.clone(), Box::pin(self.clone().watch_shutdowns())));
+        }
         parts.spawn(until(cancel.clone(), Box::pin(self.clone().watch_kills(PathBuf::from("/dev/kmsg")))));
     }
 
