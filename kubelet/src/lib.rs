@@ -10,6 +10,7 @@ pub mod api_status;
 pub mod cgroups;
 pub mod config;
 pub mod context;
+pub mod credentials;
 pub mod cri;
 pub mod dial;
 pub mod health;

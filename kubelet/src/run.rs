@@ -28,6 +28,7 @@ use crate::admission::Offer;
 use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
 use crate::context::Context;
+use crate::credentials::Providers;
 use crate::cri::{GrpcRuntime, Runtime};
 use crate::host::{Facts, Host};
 use crate::images::Images;
@@ -99,7 +100,8 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         Some(objects) => objects.clone(),
         None => Arc::new(NoObjects),
     };
-    let images = Images::new(runtime.clone(), objects.clone(), report.clone(), config.parallel_pulls());
+    let images = Images::new(runtime.clone(), objects.clone(), report.clone(), config.parallel_pulls())
+        .with_providers(credential_providers(&options)?);
     let context = Arc::new(Context {
         node: node.clone(),
         runtime: runtime.clone(),
@@ -146,6 +148,12 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     cancel.cancel();
     while parts.join_next().await.is_some() {}
     Ok(())
+}
+
+fn credential_providers(options: &Options) -> Result<Providers> {
+    let pair =
+        options.image_credential_provider_config.as_ref().zip(options.image_credential_provider_bin_dir.as_ref());
+    Ok(pair.map(|(config, programs)| Providers::load(config, programs)).transpose()?.unwrap_or_default())
 }
 
 fn node_name(options: &Options) -> Result<String> {
