@@ -1,6 +1,8 @@
-//! Upkeep of a node with a runtime in memory: pods are evicted one after another, refused, preempted; what nobody needs
-//! is given back first.
+//! Upkeep of a node: pods are evicted one after another, refused, preempted; what nobody needs is given back first. Most
+//! of it with a runtime in memory; what is measured of cgroups and disks with a real containerd.
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod real;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,23 +16,28 @@ use bosun_kubelet::cgroups::Cgroups;
 use bosun_kubelet::config::KubeletConfiguration;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::fake::FakeRuntime;
+use bosun_kubelet::cri::{GrpcRuntime, Runtime};
 use bosun_kubelet::images::Images;
-use bosun_kubelet::make::Node;
+use bosun_kubelet::make::{Node, resources};
 use bosun_kubelet::manager::{Inputs, Manager, Pods};
 use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
 use bosun_kubelet::report::Report;
 use bosun_kubelet::upkeep::{Settings, Strain, Strained, Upkeep};
+use bosun_kubelet_upkeep::usage;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+
+use real::TestNode;
 
 const IMAGE: &str = "app:1";
 
 /// A node whose pods come from a channel. They bear no mark of static pods, so that they are like any other.
 struct Rig {
     folder: tempfile::TempDir,
+    /// The runtime, if it is the one in memory.
     runtime: Arc<FakeRuntime>,
     context: Arc<Context>,
     pods: Pods,
@@ -64,24 +71,30 @@ fn node(folder: &Path) -> Node {
 impl Rig {
     fn start(offer: Offer) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let node = Arc::new(node(folder.path()));
+        let node = node(folder.path());
+        let fake = Arc::new(FakeRuntime::new());
+        fake.add_image(IMAGE);
+        let rig = Self::on(fake.clone(), node, Cgroups::None, offer);
+        Self { folder, runtime: fake, ..rig }
+    }
+
+    fn on(runtime: Arc<dyn Runtime>, node: Node, cgroups: Cgroups, offer: Offer) -> Self {
+        let node = Arc::new(node);
         for path in [&node.pods_dir(), &node.pod_logs_dir, &node.container_logs_dir] {
             fs::create_dir_all(path).unwrap();
         }
-        let runtime = Arc::new(FakeRuntime::new());
-        runtime.add_image(IMAGE);
         let (news_to, news) = mpsc::unbounded_channel();
         let observer = Observer::new(runtime.clone(), node.clone(), news_to);
         let report = Report::new(Recorder::to_log());
         let images = Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1);
         let context = Arc::new(Context {
             node,
-            runtime: runtime.clone(),
-            observer,
+            runtime,
+            observer: observer.clone(),
             images,
             objects: Arc::new(NoObjects),
             report,
-            cgroups: Cgroups::None,
+            cgroups,
             client: None,
             runtime_name: "fake".into(),
             max_restart_delay: Duration::from_secs(300),
@@ -92,7 +105,9 @@ impl Rig {
         let manager = Manager::new(context.clone(), pods.clone(), offer.clone(), ended_to, cancel.clone());
         let inputs = Inputs { api: None, statics: Some(statics_from), news, changes: None };
         tokio::spawn(manager.run(inputs, ended));
+        tokio::spawn(observer.run(cancel.clone()));
         let (_, strain) = watch::channel(Strain::default());
+        let (folder, runtime) = (tempfile::tempdir().unwrap(), Arc::default());
         let wanted = BTreeMap::new();
         Self { folder, runtime, context, pods, offer, statics, wanted, strain, cancel }
     }
@@ -141,19 +156,13 @@ impl Rig {
             if is(&status) {
                 return status;
             }
-            assert!(began.elapsed() < Duration::from_secs(20), "{name}: no {what} in {status:#}");
+            assert!(began.elapsed() < Duration::from_secs(60), "{name}: no {what} in {status:#}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     async fn until_phase(&self, name: &str, phase: &str) -> Value {
         self.until(name, phase, |status| status["phase"] == phase).await
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        self.cancel.cancel();
     }
 }
 
@@ -317,4 +326,58 @@ async fn a_shutdown_ends_pods_lowest_priority_first() {
     let late = rig.until_phase("late", "Failed").await;
     assert_eq!(late["reason"], "NodeShutdown");
     assert_eq!(late["message"], "Pod was rejected: Pod was rejected as the node is shutting down.");
+}
+
+/// A pod on the node's network that does this and then nothing.
+fn doing(script: &str, resources: Value) -> Value {
+    let script = format!("{script}; busybox sleep 1000");
+    json!({"hostNetwork": true, "containers": [{"name": "main", "image": real::IMAGE, "imagePullPolicy": "Never",
+        "command": [real::BUSYBOX, "sh", "-c", script], "resources": resources}]})
+}
+
+#[tokio::test]
+async fn with_a_real_runtime_disk_and_memory_are_measured() {
+    let machine = TestNode::start();
+    let node = Node {
+        root_dir: machine.folder.join("kubelet"),
+        pod_logs_dir: machine.folder.join("logs/pods"),
+        container_logs_dir: machine.folder.join("logs/containers"),
+        cgroup_root: format!("/{}/kubepods", machine.name),
+        cgroups_per_qos: true,
+        ..node(&machine.folder)
+    };
+    let endpoint = format!("unix://{}", machine.path("c.sock"));
+    let runtime = Arc::new(GrpcRuntime::new(&endpoint, "", Duration::from_secs(60)).unwrap());
+    let cgroups = Cgroups::detect("cgroupfs");
+    cgroups.set_up_node(&node).unwrap();
+    let mut rig = Rig::on(runtime, node, cgroups, Offer::default());
+    rig.add(
+        "writer",
+        doing("busybox dd if=/dev/zero of=/file bs=1M count=5", json!({"limits": {"ephemeral-storage": "2Mi"}})),
+    );
+    rig.add("small", doing("true", json!({"requests": {"memory": "1Mi"}})));
+    rig.add(
+        "large",
+        doing("busybox dd if=/dev/zero of=/dev/shm/file bs=1M count=30", json!({"requests": {"memory": "2Mi"}})),
+    );
+    for name in ["writer", "small", "large"] {
+        rig.until_phase(name, "Running").await;
+    }
+    // The runtime measures writable layers now and then.
+    rig.keep_up(json!({"evictionHard": {"memory.available": "1"}}));
+    let writer = rig.until_phase("writer", "Failed").await;
+    assert_eq!(writer["reason"], "Evicted");
+    assert_eq!(writer["message"], "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ");
+
+    let cgroup = resources::cgroup_parent(&rig.pod("large").unwrap(), &rig.context.node);
+    let used = || usage::Cgroups::new("/sys/fs/cgroup").memory(&cgroup).unwrap_or(0);
+    real::wait("use of memory", || used() > 30 << 20);
+    rig.keep_up(json!({"evictionHard": {"memory.available": "1Pi"}}));
+    let large = rig.until_phase("large", "Failed").await;
+    let message = large["message"].as_str().unwrap();
+    assert!(message.contains("Container main was using 3"), "{message}");
+    assert!(message.ends_with(", request is 2Mi, has larger consumption of memory. "), "{message}");
+    assert_eq!(rig.status("small")["phase"], "Running", "one at a time, the largest first");
+    rig.until_phase("small", "Failed").await;
+    rig.cancel.cancel();
 }

@@ -17,7 +17,7 @@ use crate::worker::{Message, Verdict};
 /// Where the login manager looks for files that change its configuration.
 const DROP_INS: &str = "/etc/systemd/logind.conf.d";
 /// How long until a lost login manager is looked for again.
-const RETRY: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(60);
 
 impl Upkeep {
     /// Waits for a shutdown and ends pods before it, for ever.

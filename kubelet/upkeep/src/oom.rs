@@ -11,6 +11,8 @@ use tokio::io::unix::AsyncFd;
 pub const REASON: &str = "SystemOOM";
 /// The kernel cuts records longer than this (`PRINTKRB_RECORD_MAX`, 1024 bytes of text, escaped up to four times).
 const RECORD: usize = 8192;
+/// Records of this priority and above come from programs: only the kernel's own have facility 0.
+const FROM_PROGRAMS: u32 = 8;
 
 /// A process that was killed because the whole machine ran out of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +34,12 @@ impl Victim {
 /// the machine and are left out.
 pub fn parse(record: &str) -> Option<Victim> {
     // dev-kmsg: priority, sequence, time and flags before the semicolon, the text up to the line's end.
-    let text = record.split_once(';').map_or(record, |(_, text)| text).lines().next()?;
+    let (facts, text) = record.split_once(';')?;
+    let priority: u32 = facts.split(',').next()?.parse().ok()?;
+    if priority >= FROM_PROGRAMS {
+        return None;
+    }
+    let text = text.lines().next()?;
     if let Some(facts) = text.strip_prefix("oom-kill:") {
         // Since Linux 5.0: constraint=…,nodemask=…,…,global_oom,task_memcg=…,task=…,pid=…,uid=…
         let global = facts.contains(",global_oom,") || facts.contains(",oom_memcg=/,");
@@ -99,6 +106,7 @@ mod tests {
         assert_eq!(victim.message(), "System OOM encountered, victim process: my,app, pid: 4242");
         let limited = "6,1,2,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=c,mems_allowed=0,oom_memcg=/kubepods/pod1,task_memcg=/kubepods/pod1/c,task=app,pid=7,uid=0";
         assert_eq!(parse(limited), None);
+        assert_eq!(parse(&system.replacen("6,", "14,", 1)), None, "anyone may write that");
         let old = "3,1,2,-;Out of memory: Kill process 123 (a (b) c) score 900 or sacrifice child";
         assert_eq!(parse(old), Some(Victim { process: "a (b) c".into(), pid: 123 }));
         for other in [
