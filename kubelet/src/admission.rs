@@ -1,12 +1,16 @@
 //! Whether this node takes a pod: a last look, after the scheduler's. Pure.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bosun_api::pod::{Resources, requests};
 use bosun_api::quantity::Quantity;
+use bosun_kubelet_upkeep::preemption::Missing;
+use bosun_kubelet_upkeep::{critical, eviction, shutdown};
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint};
 
 use crate::pod::spec;
+use crate::upkeep::Strain;
 
 /// What a node has to offer.
 #[derive(Clone, Debug, Default)]
@@ -23,9 +27,11 @@ pub struct Offer {
     pub allocatable: Resources,
     /// How many pods it takes.
     pub max_pods: usize,
+    /// What keeps it from taking pods.
+    pub strain: Strain,
 }
 
-/// Why a pod is refused: reason and message of its status.
+/// Why a pod is refused: reason and message, as in the event about it.
 pub type Refusal = (String, String);
 
 /// Whether the node takes `pod` beside `others` (those that hold resources: not ended).
@@ -34,6 +40,13 @@ pub type Refusal = (String, String);
 /// The reason and message, in stock's words.
 pub fn admit(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
     let refuse = |reason: &str, message: String| Err((reason.to_owned(), message));
+    let Strain { short_of, shutting_down } = &offer.strain;
+    if !eviction::admits(pod, short_of) {
+        return refuse(eviction::REASON, eviction::refusal_message(short_of));
+    }
+    if *shutting_down {
+        return refuse(shutdown::REFUSAL_REASON, shutdown::REFUSAL_MESSAGE.to_owned());
+    }
     if let Some(os) = spec::spec(pod).os.as_ref().filter(|os| os.name != "linux") {
         let message = format!("Failed to admit pod as the OS field doesn't match node OS: pod wants {}", os.name);
         return refuse("PodOSNotSupported", message);
@@ -46,50 +59,64 @@ pub fn admit(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
     if !offer.known {
         return Ok(());
     }
-    if others.len() >= offer.max_pods {
-        let message = format!(
-            "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}",
-            others.len(),
-            offer.max_pods
-        );
-        return refuse("OutOfpods", message);
+    if let Some(shortage) = shortages(pod, others, offer).into_iter().next() {
+        return refuse(&format!("OutOf{}", shortage.resource), shortage.to_string());
     }
-    if let Err(short) = room(pod, others, offer) {
-        return refuse(&format!("OutOf{}", short.resource), format!("Pod was rejected: {short}"));
+    placement(pod, others, offer)
+}
+
+/// What is missing for a critical pod that would fit otherwise; none for any other pod. Less important pods may have to
+/// make room for it.
+pub fn room_to_make(pod: &Pod, others: &[&Pod], offer: &Offer) -> Option<Missing> {
+    if !critical::is_critical(pod) || !offer.known || placement(pod, others, offer).is_err() {
+        return None;
     }
+    let shortages = shortages(pod, others, offer);
+    let missing = shortages.into_iter().map(|s| (s.resource.clone(), s.requested + s.used - s.capacity)).collect();
+    Some(Missing(missing)).filter(|missing| !missing.0.is_empty())
+}
+
+/// Whether the pod belongs on this node, whatever else runs there.
+fn placement(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
+    let refuse = |reason: &str, message: String| Err((reason.to_owned(), message));
     if !selected(pod, offer) {
         return refuse(
             "NodeAffinity",
-            "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".into(),
+            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".into(),
         );
     }
     if host_ports(pod).iter().any(|port| others.iter().any(|other| host_ports(other).iter().any(|o| clash(port, o)))) {
-        let message =
-            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        let message = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
         return refuse("NodePorts", message.into());
     }
     Ok(())
 }
 
-/// A resource that a node has too little of, in its base unit (thousandths for cores).
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}")]
-pub struct Short {
-    /// Its name.
-    pub resource: String,
-    /// What the pod asks for.
-    pub requested: i64,
-    /// What the others have.
-    pub used: i64,
-    /// What there is.
-    pub capacity: i64,
+/// A resource that the node has too little of for a pod, in its base unit (thousandths for cores).
+pub(crate) struct Shortage {
+    pub(crate) resource: String,
+    requested: i64,
+    used: i64,
+    capacity: i64,
 }
 
-/// Whether the node has what the pod asks for, beside what `others` have.
-///
-/// # Errors
-/// What it has too little of.
-pub fn room(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Short> {
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shortage { resource, requested, used, capacity } = self;
+        write!(
+            f,
+            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+        )
+    }
+}
+
+/// What the node has too little of for `pod`, beside what `others` have.
+pub(crate) fn shortages(pod: &Pod, others: &[&Pod], offer: &Offer) -> Vec<Shortage> {
+    let mut found = Vec::new();
+    if others.len() >= offer.max_pods {
+        let (used, capacity) = (others.len() as i64, offer.max_pods as i64);
+        found.push(Shortage { resource: "pods".to_owned(), requested: 1, used, capacity });
+    }
     let wanted = requests(pod);
     let used = others.iter().fold(Resources::new(), |mut used, other| {
         bosun_api::pod::add(&mut used, &requests(other));
@@ -97,14 +124,14 @@ pub fn room(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Short> {
     });
     for (name, wanted) in wanted.iter().filter(|(_, amount)| !amount.is_zero()) {
         let Some(capacity) = offer.allocatable.get(name) else { continue };
-        let used = used.get(name).cloned().unwrap_or_default();
         let amount = |q: &Quantity| if name == "cpu" { q.milli_value() } else { q.value() };
-        let (requested, used, capacity) = (amount(wanted), amount(&used), amount(capacity));
-        if used + requested > capacity {
-            return Err(Short { resource: name.clone(), requested, used, capacity });
+        let used = amount(&used.get(name).cloned().unwrap_or_default());
+        if used + amount(wanted) > amount(capacity) {
+            let (requested, capacity) = (amount(wanted), amount(capacity));
+            found.push(Shortage { resource: name.clone(), requested, used, capacity });
         }
     }
-    Ok(())
+    found
 }
 
 /// Whether the pod's node selector and required node affinity fit.
@@ -168,6 +195,7 @@ fn clash(a: &HostPort<'_>, b: &HostPort<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bosun_kubelet_upkeep::signals::Condition;
     use serde_json::json;
 
     fn pod(spec: serde_json::Value) -> Pod {
@@ -193,10 +221,7 @@ mod tests {
         assert_eq!(reason(&running, &[]), Ok(()));
         assert_eq!(reason(&running, &[&running]), Err("OutOfcpu".into()));
         let (_, message) = admit(&running, &[&running], &offer()).unwrap_err();
-        assert_eq!(
-            message,
-            "Pod was rejected: Node didn't have enough resource: cpu, requested: 600, used: 600, capacity: 1000"
-        );
+        assert_eq!(message, "Node didn't have enough resource: cpu, requested: 600, used: 600, capacity: 1000");
         let port = pod(json!({"containers": [{"name": "a", "ports": [{"containerPort": 80, "hostPort": 80}]}]}));
         assert_eq!(reason(&port, &[&running]), Err("NodePorts".into()));
         assert_eq!(reason(&port, &[&port, &port]), Err("OutOfpods".into()));
@@ -204,5 +229,25 @@ mod tests {
         assert_eq!(reason(&elsewhere, &[]), Err("NodeAffinity".into()));
         let windows = pod(json!({"containers": [], "os": {"name": "windows"}}));
         assert_eq!(reason(&windows, &[]), Err("PodOSNotSupported".into()));
+        let strained = |strain| admit(&running, &[], &Offer { strain, ..Offer::default() }).unwrap_err();
+        let short = Strain { short_of: [Condition::Disk].into(), ..Strain::default() };
+        assert_eq!(strained(short), ("Evicted".into(), "The node had condition: [DiskPressure]. ".into()));
+        let ending = Strain { shutting_down: true, ..Strain::default() };
+        let late = "Pod was rejected as the node is shutting down.";
+        assert_eq!(strained(ending), ("NodeShutdown".into(), late.into()));
+    }
+
+    #[test]
+    fn room_is_made_for_critical_pods_alone() {
+        let half = json!({"priority": 2_000_000_000, "containers": [{"name": "a", "resources": {"requests": {"cpu": "600m"}}}]});
+        let critical = pod(half.clone());
+        let missing = room_to_make(&critical, &[&critical, &critical], &offer()).unwrap();
+        assert_eq!(missing.to_string(), "[(res: cpu, q: 800), (res: pods, q: 1), ]");
+        assert_eq!(room_to_make(&critical, &[], &offer()), None);
+        let common = pod(json!({"containers": half["containers"]}));
+        assert_eq!(room_to_make(&common, &[&critical, &critical], &offer()), None);
+        let elsewhere =
+            pod(json!({"priority": 2_000_000_000, "containers": half["containers"], "nodeSelector": {"zone": "b"}}));
+        assert_eq!(room_to_make(&elsewhere, &[&critical, &critical], &offer()), None);
     }
 }

@@ -10,6 +10,7 @@ use bosun_kubelet_node::facts::{RuntimeCondition, RuntimeStatus};
 use bosun_kubelet_server::host::{
     ContainerLog, ContainerRef, ContainerUsageSource, HostError, KubeletHost, PodRef, PodUsageSource, StreamOptions,
 };
+use bosun_kubelet_upkeep::shutdown;
 use bosun_proto::cri;
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{
@@ -243,6 +244,8 @@ pub struct Facts {
     pub runtime: Arc<dyn Runtime>,
     /// What watches it.
     pub observer: Arc<Observer>,
+    /// What keeps the node from taking pods.
+    pub strain: crate::upkeep::Strained,
 }
 
 #[async_trait]
@@ -288,14 +291,22 @@ impl RuntimeFacts for Facts {
         Ok(images.into_iter().map(image).collect())
     }
 
+    fn pressure(&self) -> bosun_kubelet_node::pressure::Pressure {
+        use bosun_kubelet_upkeep::signals::Condition;
+        let conditions = &self.strain.borrow().short_of;
+        bosun_kubelet_node::pressure::Pressure {
+            memory: conditions.contains(&Condition::Memory),
+            disk: conditions.contains(&Condition::Disk),
+            pid: conditions.contains(&Condition::Pid),
+        }
+    }
+
     fn errors(&self) -> Vec<String> {
         let age = self.observer.age();
-        match age > LOST {
-            true => vec![format!(
-                "PLEG is not healthy: pleg was last seen active {}s ago; threshold is 3m0s",
-                age.as_secs()
-            )],
-            false => Vec::new(),
-        }
+        let lost = (age > LOST).then(|| {
+            format!("PLEG is not healthy: pleg was last seen active {}s ago; threshold is 3m0s", age.as_secs())
+        });
+        let ending = self.strain.borrow().shutting_down.then(|| shutdown::NOT_READY.to_owned());
+        lost.into_iter().chain(ending).collect()
     }
 }

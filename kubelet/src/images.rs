@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use tokio::sync::Semaphore;
 
+use crate::credentials::Providers;
 use crate::cri::{CriError, Runtime};
 use crate::make::security::ImageUser;
 use crate::objects::Objects;
@@ -41,6 +42,7 @@ pub struct Images {
     runtime: Arc<dyn Runtime>,
     objects: Arc<dyn Objects>,
     report: Report,
+    providers: Providers,
     slots: Arc<Semaphore>,
     pulls: Mutex<HashMap<(String, String), Pull>>,
     delays: Mutex<HashMap<(String, String), RestartDelay>>,
@@ -53,10 +55,16 @@ impl Images {
             runtime,
             objects,
             report,
+            providers: Providers::default(),
             slots: Arc::new(Semaphore::new(parallel.max(1))),
             pulls: Mutex::default(),
             delays: Mutex::default(),
         }
+    }
+
+    /// The same, with programs that know credentials.
+    pub fn with_providers(self, providers: Providers) -> Self {
+        Self { providers, ..self }
     }
 
     /// Makes sure that the container's image is there, as its pull policy wants.
@@ -192,6 +200,7 @@ impl Images {
                 }
             }
         }
+        found.extend(self.providers.credentials(image).await);
         found
     }
 

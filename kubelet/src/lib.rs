@@ -3,13 +3,14 @@
 //! The seam is [`pod::plan::plan`]: from a pod's definition, what the [`observe::Observer`] saw of it and what its
 //! probes say, it decides what to do next. One [`worker`] a pod asks it and lets the actions run; the [`manager`] hands
 //! pods from the [`sources`] to workers. Edges: the runtime ([`cri`]), objects ([`objects`]), volumes ([`volumes`]),
-//! cgroups ([`cgroups`]).
+//! cgroups ([`cgroups`]). What keeps the node itself going is in [`upkeep`].
 
 pub mod admission;
 pub mod api_status;
 pub mod cgroups;
 pub mod config;
 pub mod context;
+pub mod credentials;
 pub mod cri;
 pub mod dial;
 pub mod health;
@@ -25,6 +26,7 @@ pub mod probes;
 pub mod report;
 mod run;
 pub mod sources;
+pub mod upkeep;
 pub mod volumes;
 pub mod worker;
 

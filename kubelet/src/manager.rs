@@ -6,23 +6,26 @@ use std::time::{Duration, Instant};
 
 use bosun_kit::events::EventType;
 use bosun_kit::informer::{Delta, Informer};
+use bosun_kubelet_upkeep::preemption;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{Offer, admit};
+use crate::admission::{Offer, Refusal, admit, room_to_make};
 use crate::context::Context;
 use crate::objects::ApiObjects;
 use crate::observe::{News, Owner};
 use crate::pod::record::PodRecord;
-use crate::pod::resize::{self, Verdict};
+use crate::pod::resize::{self, Answer};
 use crate::pod::spec;
 use crate::sources::is_mirror;
-use crate::worker::{self, Handle, Message, Start};
+use crate::worker::{self, Handle, Message, Start, Verdict};
 
 /// How often left-overs are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
+/// How often pods that make room are looked at.
+const ROOM_POLL: Duration = Duration::from_millis(100);
 
 /// The pods that have workers, by UID; shared with the server.
 pub type Pods = Arc<RwLock<HashMap<String, Handle>>>;
@@ -42,6 +45,14 @@ pub struct Inputs {
 /// Shared view of what the node offers; its labels come and go.
 pub type SharedOffer = Arc<Mutex<Offer>>;
 
+/// What becomes of a pod that arrives.
+enum Judgement {
+    Admit,
+    Refuse(Refusal),
+    /// Once these, by UID, are gone.
+    MakeRoom(Vec<String>),
+}
+
 /// Hands pods to workers.
 pub struct Manager {
     context: Arc<Context>,
@@ -52,6 +63,10 @@ pub struct Manager {
     statics: BTreeMap<String, Arc<Pod>>,
     /// Static pods whose predecessor of the same name must end first.
     queued: BTreeMap<String, Arc<Pod>>,
+    /// Critical pods that wait until others have made room, and whether they are static.
+    held: BTreeMap<String, (Arc<Pod>, bool)>,
+    again_to: mpsc::UnboundedSender<String>,
+    again: mpsc::UnboundedReceiver<String>,
     mirrors: HashMap<(String, String), Arc<Pod>>,
     /// Pods that ask for more resources than there are at present.
     deferred: BTreeMap<String, Arc<Pod>>,
@@ -70,7 +85,11 @@ impl Manager {
         ended_to: mpsc::UnboundedSender<String>,
         cancel: CancellationToken,
     ) -> Self {
+        let (again_to, again) = mpsc::unbounded_channel();
         Self {
+            held: BTreeMap::new(),
+            again_to,
+            again,
             context,
             pods,
             offer,
@@ -110,6 +129,9 @@ impl Manager {
                 Some(statics) = next(&mut inputs.statics) => self.static_pods(statics),
                 Some(news) = inputs.news.recv() => self.observe(news),
                 Some(uid) = ended.recv() => self.ended(&uid),
+                Some(uid) = self.again.recv() => if let Some((pod, is_static)) = self.held.remove(&uid) {
+                    self.add(pod, is_static);
+                },
                 Some(change) = next_change(&mut inputs.changes) => self.objects_changed(&change, &inputs.changes),
                 () = &mut synced, if !self.api_known => {
                     // What the first list held is in the queue before this.
@@ -146,8 +168,11 @@ impl Manager {
                 handle.tell(Message::Update(pod.clone()));
                 self.judge_resize(&pod, &handle);
             }
-            (None, true) => {}
-            (None, false) => self.add(pod, false),
+            (None, true) => drop(self.held.remove(spec::uid(&pod))),
+            (None, false) => match self.held.get_mut(spec::uid(&pod)) {
+                Some((held, _)) => *held = pod,
+                None => self.add(pod, false),
+            },
         }
     }
 
@@ -184,6 +209,7 @@ impl Manager {
         let old = std::mem::replace(&mut self.statics, new);
         for uid in old.keys().filter(|uid| !self.statics.contains_key(*uid)) {
             self.queued.remove(uid);
+            self.held.remove(uid);
             if let Some(handle) = self.handle(uid) {
                 handle.tell(Message::Remove);
             }
@@ -227,10 +253,18 @@ impl Manager {
         let runtime = self.unclaimed.remove(&uid).map(|(_, record)| record).unwrap_or_default();
         // What runs was let in once; a restart of the kubelet does not judge it again.
         let adopted = !runtime.is_empty() || bosun_api::pod::is_terminal(&pod);
-        let rejected = if adopted || pod.metadata.deletion_timestamp.is_some() { None } else { self.refusal(&pod) };
-        if let Some((reason, message)) = &rejected {
-            self.context.report.pod(&pod, EventType::Warning, reason, message.clone());
-        }
+        let judgement = match adopted || pod.metadata.deletion_timestamp.is_some() {
+            true => Judgement::Admit,
+            false => self.judge(&pod),
+        };
+        let rejected = match judgement {
+            Judgement::Admit => None,
+            Judgement::MakeRoom(victims) => return self.make_room(pod, is_static, victims),
+            Judgement::Refuse((reason, message)) => {
+                self.context.report.pod(&pod, EventType::Warning, &reason, message.clone());
+                Some((reason, format!("Pod was rejected: {message}")))
+            }
+        };
         self.start(pod.clone(), Start { runtime, rejected, orphan: false, is_static });
         if let (Some(handle), false) = (self.handle(spec::uid(&pod)), is_static) {
             self.judge_resize(&pod, &handle);
@@ -246,14 +280,14 @@ impl Manager {
         }
         let others = self.others(uid);
         let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
-        let verdict = {
+        let answer = {
             let offer = self.offer.lock().unwrap_or_else(PoisonError::into_inner);
             resize::judge(pod, &others, &offer)
         };
-        if let Verdict::Deferred(_) = &verdict {
+        if let Answer::Deferred(_) = &answer {
             self.deferred.insert(uid.to_owned(), pod.clone());
         }
-        handle.tell(Message::Resize(verdict));
+        handle.tell(Message::Resize(answer));
     }
 
     /// Asks again for those that had to wait, the most important first (then by age), since there may be more room.
@@ -277,11 +311,49 @@ impl Manager {
         others.filter(|pod| !bosun_api::pod::is_terminal(pod)).collect()
     }
 
-    fn refusal(&self, pod: &Pod) -> Option<(String, String)> {
+    fn judge(&self, pod: &Pod) -> Judgement {
         let others = self.others(spec::uid(pod));
         let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
         let offer = self.offer.lock().unwrap_or_else(PoisonError::into_inner);
-        admit(pod, &others, &offer).err()
+        let Err(refusal) = admit(pod, &others, &offer) else { return Judgement::Admit };
+        let Some(missing) = room_to_make(pod, &others, &offer) else { return Judgement::Refuse(refusal) };
+        match preemption::plan(pod, &others, &missing) {
+            Ok(victims) => Judgement::MakeRoom(victims.into_iter().map(|p| spec::uid(p).to_owned()).collect()),
+            Err(error) => {
+                let message = format!(
+                    "Unexpected error while attempting to recover from admission failure: preemption: error finding a set of pods to preempt: {error}"
+                );
+                Judgement::Refuse(("UnexpectedAdmissionError".to_owned(), message))
+            }
+        }
+    }
+
+    /// Ends pods so that a critical one fits, and adds that once nothing of them runs.
+    fn make_room(&mut self, pod: Arc<Pod>, is_static: bool, victims: Vec<String>) {
+        let uid = spec::uid(&pod).to_owned();
+        tracing::info!(pod = spec::title(&pod), count = victims.len(), "pods are ended for a critical one");
+        let victims: Vec<Handle> = victims.iter().filter_map(|uid| self.handle(uid)).collect();
+        for victim in &victims {
+            self.context.report.pod(&victim.pod(), EventType::Warning, preemption::REASON, preemption::MESSAGE);
+            victim.tell(Message::End(Box::new(Verdict {
+                reason: preemption::REASON,
+                message: preemption::MESSAGE.to_owned(),
+                grace: None,
+                disruption: Some(preemption::CONDITION_MESSAGE.to_owned()),
+            })));
+        }
+        self.held.insert(uid.clone(), (pod, is_static));
+        let again = self.again_to.clone();
+        tokio::spawn(async move {
+            let over = |victim: &Handle| {
+                let snapshot = victim.snapshot();
+                bosun_api::pod::is_terminal(&snapshot.pod) && snapshot.runtime.running().count() == 0
+            };
+            while !victims.iter().all(over) {
+                tokio::time::sleep(ROOM_POLL).await;
+            }
+            let _ = again.send(uid);
+        });
     }
 
     fn start(&mut self, pod: Arc<Pod>, start: Start) {

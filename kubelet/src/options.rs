@@ -35,6 +35,12 @@ pub struct Options {
     /// The node's addresses, at most one a family.
     #[arg(long, value_delimiter = ',', help_heading = "Node")]
     pub node_ip: Vec<IpAddr>,
+    /// Which programs know credentials of which registries (a CredentialProviderConfig).
+    #[arg(long, value_name = "FILE", requires = "image_credential_provider_bin_dir", help_heading = "Configuration")]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Where those programs are.
+    #[arg(long, value_name = "DIR", requires = "image_credential_provider_config", help_heading = "Configuration")]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
     /// Labels to register with, as key=value,key=value.
     #[arg(long, default_value = "", help_heading = "Node")]
     pub node_labels: String,

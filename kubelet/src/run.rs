@@ -28,6 +28,7 @@ use crate::admission::Offer;
 use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
 use crate::context::Context;
+use crate::credentials::Providers;
 use crate::cri::{GrpcRuntime, Runtime};
 use crate::host::{Facts, Host};
 use crate::images::Images;
@@ -38,6 +39,7 @@ use crate::observe::Observer;
 use crate::options::Options;
 use crate::report::Report;
 use crate::sources;
+use crate::upkeep::{self, Upkeep};
 
 /// How long a container runtime that does not answer yet is waited for.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
@@ -65,6 +67,7 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         tracing::warn!("readOnlyPort is not served: it would show every pod to anyone; use port {}", config.port);
     }
     bosun_kit::tls::install_crypto();
+    let upkeep = upkeep::Settings::new(&config, MachineReader::default().machine().memory as i64)?;
     adjust_oom_score(config.oom_score_adj);
     let name = node_name(&options)?;
     let ips = address::node_ips(&options.node_ip)?;
@@ -97,7 +100,8 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         Some(objects) => objects.clone(),
         None => Arc::new(NoObjects),
     };
-    let images = Images::new(runtime.clone(), objects.clone(), report.clone(), config.parallel_pulls());
+    let images = Images::new(runtime.clone(), objects.clone(), report.clone(), config.parallel_pulls())
+        .with_providers(credential_providers(&options)?);
     let context = Arc::new(Context {
         node: node.clone(),
         runtime: runtime.clone(),
@@ -113,18 +117,24 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     let pods = Pods::default();
     let host = Arc::new(Host { context: context.clone(), pods: pods.clone(), configz: configz(&config) });
     let offer: SharedOffer = Arc::new(Mutex::new(Offer { name: name.clone(), ..Offer::default() }));
-    let facts = Arc::new(Facts { runtime: runtime.clone(), observer: observer.clone() });
+    let (strain_to, strain) = watch::channel(upkeep::Strain::default());
+    let facts = Facts { runtime: runtime.clone(), observer: observer.clone(), strain: strain.clone() };
 
     let mut parts = tokio::task::JoinSet::new();
     if let Some(client) = &client {
-        let agent = NodeAgent::new(node_config(&options, &config, &name, &ips)?, client.clone(), facts, recorder)?;
+        let mut of_node = node_config(&options, &config, &name, &ips)?;
+        of_node.eviction_hard.clone_from(&upkeep.eviction_hard);
+        let agent = NodeAgent::new(of_node, client.clone(), Arc::new(facts), recorder.clone())?;
         let handle = agent.handle();
+        parts.spawn(tell_strain(handle.clone(), strain, cancel.clone()));
         parts.spawn(agent.run(cancel.clone()));
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
     let server = serve(&options, &config, &node, host, client.as_ref(), &mut parts, &cancel).await?;
     drop(server);
     parts.spawn(observer.run(cancel.clone()));
+    let upkeep = Upkeep::new(context.clone(), pods.clone(), offer.clone(), recorder, upkeep, strain_to);
+    upkeep.start(&mut parts, &cancel);
     let informer = client.as_ref().map(|client| {
         let selector = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
         Informer::start(Api::<Pod>::all(client.clone()), selector, cancel.clone())
@@ -138,6 +148,12 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     cancel.cancel();
     while parts.join_next().await.is_some() {}
     Ok(())
+}
+
+fn credential_providers(options: &Options) -> Result<Providers> {
+    let pair =
+        options.image_credential_provider_config.as_ref().zip(options.image_credential_provider_bin_dir.as_ref());
+    Ok(pair.map(|(config, programs)| Providers::load(config, programs)).transpose()?.unwrap_or_default())
 }
 
 fn node_name(options: &Options) -> Result<String> {
@@ -244,11 +260,6 @@ fn node_config(options: &Options, config: &KubeletConfiguration, name: &str, ips
         pods_per_core: config.pods_per_core as u32,
         kube_reserved: config.kube_reserved.clone(),
         system_reserved: config.system_reserved.clone(),
-        eviction_hard: match config.eviction_hard.is_empty() {
-            true => defaults.eviction_hard.clone(),
-            false => config.eviction_hard.clone(),
-        },
-        pressure_transition: config.eviction_pressure_transition_period.0,
         kubelet_port: config.port as u16,
         root_dir: options.root_dir.clone(),
         update_frequency: config.node_status_update_frequency.0,
@@ -258,6 +269,19 @@ fn node_config(options: &Options, config: &KubeletConfiguration, name: &str, ips
         controller_attach_detach: config.enable_controller_attach_detach,
         ..defaults
     })
+}
+
+/// Has the node's conditions shown as soon as they change.
+async fn tell_strain(handle: NodeHandle, mut strain: upkeep::Strained, cancel: CancellationToken) {
+    loop {
+        tokio::select! {
+            changed = strain.changed() => match changed {
+                Ok(()) => handle.poke(),
+                Err(_) => return,
+            },
+            () = cancel.cancelled() => return,
+        }
+    }
 }
 
 /// Keeps what admission judges by after the Node object.
@@ -277,6 +301,7 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
                 taints: bosun_api::node::taints(&node).to_vec(),
                 allocatable,
                 max_pods: max_pods as usize,
+                strain: offer.strain.clone(),
             };
         }
         tokio::select! {

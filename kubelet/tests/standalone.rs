@@ -2,267 +2,14 @@
 //! adopted after a SIGKILL of the kubelet, follows its manifest, and leaves nothing behind.
 #![expect(clippy::unwrap_used, reason = "helpers of a test: whatever fails fails the test")]
 
+mod real;
+
 use std::fs;
-use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-const BUSYBOX: &str = "/bin/busybox";
-const IMAGE: &str = "localhost/busybox:dev";
-
-/// A node: a network namespace with its own containerd, and a kubelet that comes and goes.
-struct TestNode {
-    name: String,
-    folder: PathBuf,
-    containerd: Option<Child>,
-    kubelet: Option<Child>,
-}
-
-impl TestNode {
-    fn start() -> Self {
-        let name = format!("kbt{}", std::process::id());
-        // A socket's path is short; the system's folder for temporary files is.
-        let folder = std::env::temp_dir().join(&name);
-        for part in ["root", "state", "cni", "manifests", "logs/pods"] {
-            fs::create_dir_all(folder.join(part)).unwrap();
-        }
-        ok(Command::new("ip").args(["netns", "add", &name]));
-        ok(Command::new("ip").args(["-n", &name, "link", "set", "lo", "up"]));
-        let mut node = Self { name, folder, containerd: None, kubelet: None };
-        node.write_configs();
-        node.containerd =
-            Some(node.spawn("containerd", &["--config", &node.path("containerd.toml")], "containerd.log"));
-        wait("containerd", || node.ctr().arg("version").output().is_ok_and(|out| out.status.success()));
-        fs::write(node.folder.join("busybox.tar"), image_archive()).unwrap();
-        ok(node.ctr().args(["-n", "k8s.io", "images", "import", &node.path("busybox.tar")]));
-        node.start_kubelet();
-        node
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.join(name).to_str().unwrap().to_owned()
-    }
-
-    fn write_configs(&self) {
-        let at = self.folder.display();
-        let containerd = format!(
-            r#"version = 2
-root = "{at}/root"
-state = "{at}/state"
-[grpc]
-address = "{at}/c.sock"
-[plugins."io.containerd.internal.v1.opt"]
-path = "{at}/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{IMAGE}"
-restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-conf_dir = "{at}/cni"
-"#
-        );
-        fs::write(self.folder.join("containerd.toml"), containerd).unwrap();
-        let kubelet = json!({
-            "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-            "containerRuntimeEndpoint": format!("unix://{at}/c.sock"),
-            "staticPodPath": format!("{at}/manifests"), "podLogsDir": format!("{at}/logs/pods"),
-            "cgroupRoot": format!("/{}", self.name),
-            "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
-            "authorization": {"mode": "AlwaysAllow"},
-        });
-        fs::write(self.folder.join("kubelet.yaml"), kubelet.to_string()).unwrap();
-    }
-
-    fn spawn(&self, program: &str, args: &[&str], log: &str) -> Child {
-        let log = fs::File::options().create(true).append(true).open(self.folder.join(log)).unwrap();
-        Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{}", self.name))
-            .arg(program)
-            .args(args)
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap()
-    }
-
-    fn start_kubelet(&mut self) {
-        let (config, root, pki) = (self.path("kubelet.yaml"), self.path("kubelet"), self.path("pki"));
-        let args = [
-            "--config",
-            &config,
-            "--root-dir",
-            &root,
-            "--cert-dir",
-            &pki,
-            "--hostname-override",
-            "node1",
-            "--node-ip",
-            "127.0.0.1",
-            "-v",
-            "4",
-        ];
-        self.kubelet = Some(self.spawn(env!("CARGO_BIN_EXE_kubelet"), &args, "kubelet.log"));
-    }
-
-    fn kill_kubelet(&mut self) {
-        let mut kubelet = self.kubelet.take().unwrap();
-        kubelet.kill().unwrap();
-        kubelet.wait().unwrap();
-    }
-
-    fn ctr(&self) -> Command {
-        let mut command = Command::new("ctr");
-        command.args(["-a", &self.path("c.sock")]);
-        command
-    }
-
-    fn manifest(&self, name: &str, spec: &Value) {
-        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}}, "spec": spec});
-        fs::write(self.folder.join("manifests").join(format!("{name}.yaml")), pod.to_string()).unwrap();
-    }
-
-    /// The pods as :10250 shows them.
-    fn pods(&self) -> Vec<Value> {
-        let out = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{}", self.name))
-            .args(["curl", "-sk", "https://127.0.0.1:10250/pods"])
-            .output()
-            .unwrap();
-        let list: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
-        list["items"].as_array().cloned().unwrap_or_default()
-    }
-
-    fn ready(&self) -> Option<Value> {
-        let pods = self.pods();
-        let pod = pods.first()?;
-        let ready = |s: &Value| s["ready"] == true;
-        let statuses = pod["status"]["containerStatuses"].as_array()?;
-        statuses.iter().all(ready).then(|| pod.clone())
-    }
-
-    fn until_ready(&self, what: &str) -> Value {
-        let mut found = None;
-        wait_or(
-            what,
-            || {
-                found = self.ready();
-                found.is_some()
-            },
-            || self.log(),
-        );
-        found.unwrap()
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("kubelet.log")).unwrap_or_default()
-    }
-
-    fn containers(&self) -> usize {
-        let out = self.ctr().args(["-n", "k8s.io", "containers", "ls", "-q"]).output().unwrap();
-        String::from_utf8_lossy(&out.stdout).lines().count()
-    }
-
-    fn cgroups(&self) -> usize {
-        let pods = |controller: fs::DirEntry| {
-            let folder = controller.path().join(&self.name).join("kubepods/besteffort");
-            fs::read_dir(folder)
-                .map(|d| d.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("pod")).count())
-                .unwrap_or(0)
-        };
-        fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(pods).sum()
-    }
-}
-
-impl Drop for TestNode {
-    fn drop(&mut self) {
-        for child in [self.kubelet.as_mut(), self.containerd.as_mut()].into_iter().flatten() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        // After a failure containers still run: end what carries this node's folder in its command line, or is in its
-        // cgroups, and unmount what is mounted below the folder.
-        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Ok(pid) = process.file_name().to_string_lossy().parse::<i32>() else { continue };
-            let read = |file: &str| fs::read(process.path().join(file)).unwrap_or_default();
-            let mark = |file: &str| String::from_utf8_lossy(&read(file)).contains(&self.name);
-            if pid != std::process::id() as i32 && (mark("cmdline") || mark("cgroup")) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-            }
-        }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
-        for point in points.filter(|p| p.contains(&self.name)).collect::<Vec<_>>().into_iter().rev() {
-            let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
-        }
-        for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            for folder in ["kubepods/besteffort", "kubepods/burstable", "kubepods", ""] {
-                let _ = fs::remove_dir(controller.path().join(&self.name).join(folder));
-            }
-        }
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
-        if !std::thread::panicking() {
-            let _ = fs::remove_dir_all(&self.folder);
-        }
-    }
-}
-
-fn ok(command: &mut Command) {
-    let out = command.output().unwrap();
-    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
-}
-
-fn wait(what: &str, done: impl FnMut() -> bool) {
-    wait_or(what, done, String::new);
-}
-
-fn wait_or(what: &str, mut done: impl FnMut() -> bool, why: impl Fn() -> String) {
-    let began = Instant::now();
-    while !done() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what} takes too long\n{}", why());
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-/// An image archive that holds busybox; run without a command it sleeps, which makes it a sandbox image too.
-fn image_archive() -> Vec<u8> {
-    let mut layer = tar::Builder::new(Vec::new());
-    let mut add = |path: &str, kind: tar::EntryType, mode: u32, content: &[u8]| {
-        let mut header = tar::Header::new_ustar();
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_size(content.len() as u64);
-        layer.append_data(&mut header, path, content).unwrap();
-    };
-    for folder in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
-        add(folder, tar::EntryType::Directory, 0o755, &[]);
-    }
-    add("bin/busybox", tar::EntryType::Regular, 0o755, &fs::read(BUSYBOX).expect("a static busybox is installed"));
-    add("etc/passwd", tar::EntryType::Regular, 0o644, b"root:x:0:0::/:/bin/busybox\n");
-    let layer = layer.into_inner().unwrap();
-    let digest = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let config = json!({"architecture": "amd64", "os": "linux",
-        "config": {"Entrypoint": [BUSYBOX, "sleep", "1000000"], "Env": ["PATH=/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))]}})
-    .to_string();
-    let config_name = format!("{}.json", digest(config.as_bytes()));
-    let manifest = json!([{"Config": config_name, "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]).to_string();
-    let mut archive = tar::Builder::new(Vec::new());
-    for (name, content) in
-        [(config_name.as_str(), config.as_bytes()), ("layer.tar", &layer), ("manifest.json", manifest.as_bytes())]
-    {
-        let mut header = tar::Header::new_ustar();
-        header.set_mode(0o644);
-        header.set_size(content.len() as u64);
-        archive.append_data(&mut header, name, content).unwrap();
-    }
-    let mut bytes = archive.into_inner().unwrap();
-    bytes.flush().unwrap();
-    bytes
-}
+use real::{BUSYBOX, IMAGE, TestNode, wait_or};
 
 fn spec() -> Value {
     let shell = |script: &str| json!([BUSYBOX, "sh", "-c", script]);
@@ -286,9 +33,39 @@ fn container_id(pod: &Value) -> String {
     pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap_or_default().to_owned()
 }
 
+/// A pod that talks a lot has its log rotated, and the runtime goes on in the new file.
+fn rotates_logs(node: &TestNode) {
+    let talk = "while :; do echo 0123456789012345678901234567890123456789; busybox usleep 10000; done";
+    let spec = json!({"hostNetwork": true, "terminationGracePeriodSeconds": 0, "containers": [
+        {"name": "main", "image": IMAGE, "imagePullPolicy": "Never", "command": [BUSYBOX, "sh", "-c", talk]}]});
+    node.manifest("chatty", &spec);
+    let files = || -> Vec<String> {
+        let pods = fs::read_dir(node.folder.join("logs/pods")).unwrap().flatten();
+        let pod = pods.map(|e| e.path()).find(|p| p.to_string_lossy().contains("chatty"));
+        let entries = pod.and_then(|pod| fs::read_dir(pod.join("main")).ok()).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries.map(|e| e.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let rotated_twice = || {
+        matches!(&files()[..], [now, old, last]
+        if now == "0.log" && old.starts_with("0.log.20") && old.ends_with(".gz") && !last.ends_with(".gz"))
+    };
+    wait_or("two rotations", rotated_twice, || format!("{:?}\n{}", files(), node.log()));
+    let newest = || {
+        let pods = fs::read_dir(node.folder.join("logs/pods")).unwrap().flatten();
+        let pod = pods.map(|e| e.path()).find(|p| p.to_string_lossy().contains("chatty")).unwrap();
+        fs::read_to_string(pod.join("main/0.log")).unwrap_or_default()
+    };
+    wait_or("the new file", || newest().contains("0123456789"), || node.log());
+    fs::remove_file(node.folder.join("manifests/chatty.yaml")).unwrap();
+    wait_or("the end of the chatty pod", || node.pods().len() == 1, || node.log());
+}
+
 #[test]
 fn a_static_pod_lives_through_a_kubelet_s_death_and_leaves_nothing() {
     let mut node = TestNode::start();
+    node.start_kubelet();
     node.manifest("web", &spec());
     let pod = node.until_ready("the pod's readiness");
     assert_eq!(pod["metadata"]["name"], "web-node1");
@@ -332,6 +109,8 @@ fn a_static_pod_lives_through_a_kubelet_s_death_and_leaves_nothing() {
     assert!(killed.elapsed() < Duration::from_secs(4), "an exit is known without waiting for a listing");
     let last = node.pods()[0]["status"]["containerStatuses"][0]["lastState"]["terminated"].clone();
     assert_eq!((last["exitCode"].as_i64(), last["message"].as_str()), (Some(137), Some("bye\n")));
+
+    rotates_logs(&node);
 
     fs::remove_file(node.folder.join("manifests/web.yaml")).unwrap();
     wait_or("the end", || node.pods().is_empty() && node.containers() == 0, || node.log());

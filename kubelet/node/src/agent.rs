@@ -25,7 +25,7 @@ use crate::csr::chain;
 use crate::facts::RuntimeFacts;
 use crate::lease;
 use crate::machine::{Machine, MachineReader};
-use crate::pressure::{BadThreshold, Settling, Thresholds};
+use crate::pressure::{BadThreshold, Thresholds};
 use crate::register::{initial_node, reconcile};
 use crate::status::{self, NodeEvent, Observed, Plan};
 
@@ -79,7 +79,6 @@ pub struct NodeAgent {
     node: watch::Sender<Option<Arc<Node>>>,
     ready: watch::Sender<bool>,
     uid: watch::Sender<Option<String>>,
-    settling: Settling,
     images: Option<(Instant, Vec<ContainerImage>)>,
     runtime_version: Option<String>,
     reported: Option<Instant>,
@@ -109,7 +108,6 @@ impl NodeAgent {
             node: watch::Sender::default(),
             ready: watch::Sender::default(),
             uid: watch::Sender::default(),
-            settling: Settling::default(),
             images: None,
             runtime_version: None,
             reported: None,
@@ -283,8 +281,6 @@ impl NodeAgent {
     async fn observe(&mut self) -> Observed {
         let resources = self.reader.resources(&self.config.root_dir);
         let resources = resources.inspect_err(|error| tracing::warn!(%error, "resources not read")).ok();
-        let pressure = resources.map(|now| self.thresholds.pressure(&self.machine, &now)).unwrap_or_default();
-        let pressure = self.settling.show(pressure, Instant::now(), self.config.pressure_transition);
         let ips = node_ips(&self.config.node_ips);
         let ips = ips.inspect_err(|error| tracing::warn!(%error, "node address")).unwrap_or_default();
         let runtime = answer(self.facts.status()).await;
@@ -300,7 +296,7 @@ impl NodeAgent {
         Observed {
             machine: self.machine.clone(),
             resources,
-            pressure,
+            pressure: self.facts.pressure(),
             ips,
             runtime_version: self.runtime_version.clone(),
             images: if runtime.is_ok() { self.images(renewed).await } else { None },

@@ -36,8 +36,6 @@ pub struct NodeConfig {
     pub system_reserved: BTreeMap<String, String>,
     /// `evictionHard`: signal to quantity or percentage.
     pub eviction_hard: BTreeMap<String, String>,
-    /// `evictionPressureTransitionPeriod`.
-    pub pressure_transition: Duration,
     /// The port of the kubelet's server.
     pub kubelet_port: u16,
     /// The kubelet's folder, whose file system counts as ephemeral storage.
@@ -79,7 +77,6 @@ impl NodeConfig {
             kube_reserved: BTreeMap::new(),
             system_reserved: BTreeMap::new(),
             eviction_hard: eviction.map(|(signal, limit)| (signal.to_owned(), limit.to_owned())).into(),
-            pressure_transition: Duration::from_secs(300),
             kubelet_port: 10250,
             root_dir: "/var/lib/kubelet".into(),
             update_frequency: Duration::from_secs(10),

@@ -3,6 +3,8 @@
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ContainerImage, NodeFeatures, NodeRuntimeHandler};
 
+use crate::pressure::Pressure;
+
 /// One of the runtime's conditions (CRI `RuntimeCondition`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RuntimeCondition {
@@ -46,6 +48,11 @@ pub trait RuntimeFacts: Send + Sync + 'static {
 
     /// The images, in any order: digests before tags in each one's names.
     async fn images(&self) -> Result<Vec<ContainerImage>, String>;
+
+    /// What the node is short of, as the kubelet's eviction sees it.
+    fn pressure(&self) -> Pressure {
+        Pressure::default()
+    }
 
     /// Reasons of the kubelet's own for the node not to be ready, such as a container event stream that has stopped.
     fn errors(&self) -> Vec<String> {

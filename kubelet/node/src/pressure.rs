@@ -1,11 +1,9 @@
-//! When the node is short of something: the hard eviction thresholds against what is left. Pure.
+//! What the node shows of being short of something, and how much the hard eviction thresholds keep back from pods. What
+//! it is short of is found out by the kubelet's eviction ([`crate::RuntimeFacts::pressure`]).
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use bosun_api::quantity::Quantity;
-
-use crate::machine::{Machine, Resources};
 
 /// What the node is short of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,44 +77,6 @@ impl Thresholds {
     pub fn reserved(&self, signal: &str, capacity: u64) -> u64 {
         self.0.get(signal).map_or(0, |threshold| threshold.of(capacity))
     }
-
-    /// What the node is short of now.
-    pub fn pressure(&self, machine: &Machine, now: &Resources) -> Pressure {
-        let short = |signal: &str, available: u64, capacity: u64| {
-            self.0.get(signal).is_some_and(|threshold| available < threshold.of(capacity))
-        };
-        Pressure {
-            memory: short("memory.available", now.memory_available, machine.memory),
-            disk: short("nodefs.available", now.fs_available, now.fs_capacity)
-                || (now.inodes > 0 && short("nodefs.inodesFree", now.inodes_free, now.inodes)),
-            pid: short("pid.available", now.pids_available, now.pids),
-        }
-    }
-}
-
-/// Keeps a pressure shown for a while after it was last seen, so that the node does not flap.
-#[derive(Debug, Clone, Default)]
-pub struct Settling {
-    memory: Option<Instant>,
-    disk: Option<Instant>,
-    pid: Option<Instant>,
-}
-
-impl Settling {
-    /// The pressure to show, given the one seen now.
-    pub fn show(&mut self, seen: Pressure, now: Instant, period: Duration) -> Pressure {
-        let settle = |last: &mut Option<Instant>, seen: bool| {
-            if seen {
-                *last = Some(now);
-            }
-            last.is_some_and(|last| now.duration_since(last) < period) || seen
-        };
-        Pressure {
-            memory: settle(&mut self.memory, seen.memory),
-            disk: settle(&mut self.disk, seen.disk),
-            pid: settle(&mut self.pid, seen.pid),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -128,21 +88,9 @@ mod tests {
     }
 
     #[test]
-    fn compares_what_is_left() {
-        let limits = thresholds(&[("memory.available", "100Mi"), ("nodefs.available", "10%"), ("pid.available", "5")]);
-        let limits = limits.unwrap();
-        let machine = Machine { memory: 1 << 30, ..Machine::default() };
-        let fine = Resources {
-            memory_available: 100 << 20,
-            fs_capacity: 1000,
-            fs_available: 100,
-            pids: 100,
-            pids_available: 5,
-            ..Resources::default()
-        };
-        assert_eq!(limits.pressure(&machine, &fine), Pressure::default());
-        let short = Resources { memory_available: (100 << 20) - 1, fs_available: 99, pids_available: 4, ..fine };
-        assert_eq!(limits.pressure(&machine, &short), Pressure { memory: true, disk: true, pid: true });
+    fn a_share_is_kept_back() {
+        let limits = thresholds(&[("memory.available", "100Mi"), ("nodefs.available", "10%")]).unwrap();
+        assert_eq!(limits.reserved("memory.available", 1 << 30), 100 << 20);
         assert_eq!(limits.reserved("nodefs.available", 1000), 100);
         assert_eq!(limits.reserved("imagefs.available", 1000), 0);
     }
@@ -153,17 +101,5 @@ mod tests {
             let error = thresholds(&[("memory.available", bad)]).unwrap_err().to_string();
             assert!(error.contains("memory.available") && error.contains(bad), "{error}");
         }
-    }
-
-    #[test]
-    fn pressure_settles() {
-        let mut settling = Settling::default();
-        let start = Instant::now();
-        let period = Duration::from_secs(300);
-        let short = Pressure { memory: true, ..Pressure::default() };
-        assert_eq!(settling.show(Pressure::default(), start, period), Pressure::default());
-        assert_eq!(settling.show(short, start, period), short);
-        assert_eq!(settling.show(Pressure::default(), start + period / 2, period), short);
-        assert_eq!(settling.show(Pressure::default(), start + period, period), Pressure::default());
     }
 }

@@ -702,6 +702,8 @@ impl KubeletConfiguration {
         self.eviction_pressure_transition_period =
             self.eviction_pressure_transition_period.or(defaults.eviction_pressure_transition_period);
         or_default(&mut self.container_log_max_size, defaults.container_log_max_size);
+        or_default(&mut self.container_log_max_files, defaults.container_log_max_files);
+        or_default(&mut self.container_log_max_workers, defaults.container_log_max_workers);
         self.container_log_monitor_interval =
             self.container_log_monitor_interval.or(defaults.container_log_monitor_interval);
         or_default(
@@ -768,11 +770,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "eventRecordQPS",
     "eventBurst",
     "enableContentionProfiling",
-    "imageMinimumGCAge",
-    "imageMaximumGCAge",
-    "imageGCHighThresholdPercent",
-    "imageGCLowThresholdPercent",
-    "volumeStatsAggPeriod",
     "kubeletCgroups",
     "systemCgroups",
     "cpuManagerPolicy",
@@ -791,12 +788,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "contentType",
     "kubeAPIQPS",
     "kubeAPIBurst",
-    "evictionSoft",
-    "evictionSoftGracePeriod",
-    "evictionPressureTransitionPeriod",
-    "evictionMaxPodGracePeriod",
-    "evictionMinimumReclaim",
-    "mergeDefaultEvictionSettings",
     "podsPerCore",
     "enableControllerAttachDetach",
     "protectKernelDefaults",
@@ -805,10 +796,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "iptablesDropBit",
     "failSwapOn",
     "memorySwap",
-    "containerLogMaxSize",
-    "containerLogMaxFiles",
-    "containerLogMaxWorkers",
-    "containerLogMonitorInterval",
     "configMapAndSecretChangeDetectionStrategy",
     "reservedSystemCPUs",
     "showHiddenMetricsForVersion",
@@ -820,16 +807,12 @@ const WITHOUT_EFFECT: &[&str] = &[
     "kernelMemcgNotification",
     "enableSystemLogHandler",
     "enableSystemLogQuery",
-    "shutdownGracePeriod",
-    "shutdownGracePeriodCriticalPods",
-    "shutdownGracePeriodByPodPriority",
     "reservedMemory",
     "enableProfilingHandler",
     "enableDebugFlagsHandler",
     "memoryThrottlingFactor",
     "memoryReservationPolicy",
     "tracing",
-    "localStorageCapacityIsolation",
     "failCgroupV1",
     "userNamespaces",
 ];

@@ -95,6 +95,34 @@ impl KubeletConfiguration {
             self.shutdown_grace_period < self.shutdown_grace_period_critical_pods,
             "shutdownGracePeriod must not be shorter than shutdownGracePeriodCriticalPods".to_owned(),
         );
+        fault(
+            !self.shutdown_grace_period_by_pod_priority.is_empty() && !self.shutdown_grace_period.is_zero(),
+            "Cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod at the same time".to_owned(),
+        );
+        let (min_age, max_age) = (self.image_minimum_gc_age, self.image_maximum_gc_age);
+        fault(
+            !max_age.is_zero() && max_age < min_age,
+            format!("imageMaximumGCAge {max_age} must be greater than imageMinimumGCAge {min_age}"),
+        );
+        fault(
+            self.container_log_max_size.parse::<bosun_api::quantity::Quantity>().is_err(),
+            format!("containerLogMaxSize {:?} is no quantity", self.container_log_max_size),
+        );
+        fault(
+            self.container_log_max_files <= 1,
+            format!("containerLogMaxFiles {} must be greater than 1", self.container_log_max_files),
+        );
+        fault(
+            self.container_log_max_workers < 1,
+            format!("containerLogMaxWorkers {} must be greater than or equal to 1", self.container_log_max_workers),
+        );
+        fault(
+            self.container_log_monitor_interval.0.as_secs() < 3,
+            format!(
+                "containerLogMonitorInterval {} must be greater than or equal to 3s",
+                self.container_log_monitor_interval
+            ),
+        );
         if let Err(text) = self.gates() {
             fault(true, text);
         }

@@ -322,7 +322,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn remove_image(&self, image: &str) -> Result<()> {
-        self.record("RemoveImage", image)?.images.remove(image);
+        self.record("RemoveImage", image)?.images.retain(|name, known| name != image && known.id != image);
         Ok(())
     }
 

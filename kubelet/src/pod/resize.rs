@@ -59,7 +59,7 @@ pub fn differs(one: &Pod, other: &Pod) -> bool {
 
 /// The node's answer to a resize.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Answer {
     /// It has the resources from now on.
     Granted,
     /// Not now; asked again when there is more room.
@@ -68,7 +68,7 @@ pub enum Verdict {
     Infeasible(String),
 }
 
-impl Verdict {
+impl Answer {
     /// The reason of the condition `PodResizePending`, and its message; none when nothing is pending.
     pub fn pending(&self) -> Option<(&'static str, &str)> {
         match self {
@@ -80,22 +80,23 @@ impl Verdict {
 }
 
 /// Whether the node can give `pod` what it asks for beside what was granted to `others`.
-pub fn judge(pod: &Pod, others: &[&Pod], offer: &Offer) -> Verdict {
+pub fn judge(pod: &Pod, others: &[&Pod], offer: &Offer) -> Answer {
     let wanted = requests(pod);
     for name in RESIZABLE {
         let (Some(wanted), Some(capacity)) = (wanted.get(name), offer.allocatable.get(name)) else { continue };
         let amount = |q: &Quantity| if name == "cpu" { q.milli_value() } else { q.value() };
         if amount(wanted) > amount(capacity) {
-            return Verdict::Infeasible(format!(
+            return Answer::Infeasible(format!(
                 "Node didn't have enough capacity: {name}, requested: {}, capacity: {}",
                 amount(wanted),
                 amount(capacity)
             ));
         }
     }
-    match admission::room(pod, others, offer) {
-        Ok(()) => Verdict::Granted,
-        Err(short) => Verdict::Deferred(short.to_string()),
+    let shortages = admission::shortages(pod, others, offer);
+    match shortages.iter().find(|short| RESIZABLE.contains(&short.resource.as_str())) {
+        None => Answer::Granted,
+        Some(short) => Answer::Deferred(short.to_string()),
     }
 }
 
@@ -173,16 +174,16 @@ mod tests {
     #[test]
     fn a_resize_is_granted_deferred_or_refused() {
         let (small, big) = (pod("1", json!([])), pod("3", json!([])));
-        assert_eq!(judge(&big, &[&small], &offer("4")), Verdict::Granted);
+        assert_eq!(judge(&big, &[&small], &offer("4")), Answer::Granted);
         assert_eq!(
             judge(&big, &[&small], &offer("3")),
-            Verdict::Deferred(
+            Answer::Deferred(
                 "Node didn't have enough resource: cpu, requested: 3000, used: 1000, capacity: 3000".into()
             )
         );
         assert_eq!(
             judge(&big, &[], &offer("2")),
-            Verdict::Infeasible("Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000".into())
+            Answer::Infeasible("Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000".into())
         );
     }
 

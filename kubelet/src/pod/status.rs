@@ -105,9 +105,10 @@ fn initialized_by_mains(input: &StatusInput<'_>) -> bool {
     spec::spec(input.pod).containers.iter().any(|c| input.runtime.newest(&c.name).is_some())
 }
 
-/// Whether every container has ended and none will start again.
+/// Whether every container has ended and none will start again. Once so, always so: what is left of the containers may
+/// be collected meanwhile.
 pub fn is_finished(input: &StatusInput<'_>) -> bool {
-    matches!(phase(input), "Succeeded" | "Failed")
+    bosun_api::pod::is_terminal(input.pod) || matches!(phase(input), "Succeeded" | "Failed")
 }
 
 /// The status to show.

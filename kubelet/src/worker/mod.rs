@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use bosun_kit::backoff::Backoff;
 use bosun_kit::events::EventType;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodStatus, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use crate::observe::Owner;
 use crate::pod::plan::{Action, Ending, Failure, PodActions, Task, View, Volumes, Waiting, active_deadline, plan};
 use crate::pod::probe::{Due, ProbeKind, Probes, Remembered};
 use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
-use crate::pod::resize::{self, Allocation, Verdict};
+use crate::pod::resize::{self, Allocation, Answer};
 use crate::pod::restart::RestartDelay;
 use crate::pod::spec;
 use crate::pod::status::{StatusInput, is_finished, status};
@@ -44,9 +45,24 @@ pub enum Message {
     /// Something that a volume shows has changed.
     ObjectsChanged,
     /// The node's answer to the resources that the newest definition asks for.
-    Resize(Verdict),
+    Resize(Answer),
     /// The mirror pod of this static pod, as the API server has it; none if it is not there.
     Mirror(Option<Arc<Pod>>),
+    /// The node keeps the pod no longer: it fails with this verdict and ends.
+    End(Box<Verdict>),
+}
+
+/// Why the node ends a pod that nobody deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The reason of its status.
+    pub reason: &'static str,
+    /// The message of its status.
+    pub message: String,
+    /// The most seconds of grace; none for the pod's own.
+    pub grace: Option<i64>,
+    /// The message of its condition DisruptionTarget; none for no such condition.
+    pub disruption: Option<String>,
 }
 
 /// How a pod comes to its worker.
@@ -156,7 +172,7 @@ struct Worker {
     kept_allocation: Option<Allocation>,
     /// The newest definition, if it asks for other resources than were granted.
     wanted: Option<Arc<Pod>>,
-    verdict: Verdict,
+    answer: Answer,
     resize_failure: Option<Failure>,
     resizing: bool,
     /// What containers that are being started are given.
@@ -167,6 +183,9 @@ struct Worker {
     remembered: BTreeMap<String, Remembered>,
     waiting: BTreeMap<String, Waiting>,
     failed: Option<(String, String)>,
+    /// The most seconds of grace that a verdict leaves.
+    grace_limit: Option<i64>,
+    disruption: Option<PodCondition>,
     rejected: bool,
     removed: bool,
     ending: Option<Ending>,
@@ -217,6 +236,8 @@ impl Worker {
             removed: start.orphan,
             rejected: start.rejected.is_some(),
             failed: start.rejected,
+            grace_limit: None,
+            disruption: None,
             runtime: start.runtime,
             volumes: Volumes::default(),
             refresh: None,
@@ -228,7 +249,7 @@ impl Worker {
             allocation,
             kept_allocation,
             wanted,
-            verdict: Verdict::Granted,
+            answer: Answer::Granted,
             resize_failure: None,
             resizing: false,
             starting: BTreeMap::new(),
@@ -306,7 +327,8 @@ impl Worker {
             Message::Sandbox(record) => drop(self.runtime.merge_sandbox(record)),
             Message::Listed(since, ids) => drop(self.runtime.retain(since, |id| ids.contains(id))),
             Message::ObjectsChanged => self.volumes_stale(),
-            Message::Resize(verdict) => self.answer_resize(verdict),
+            Message::Resize(answer) => self.answer_resize(answer),
+            Message::End(verdict) => self.end(*verdict),
             Message::Mirror(mirror) => {
                 self.mirror_known = true;
                 self.mirror(mirror.as_deref());
@@ -316,6 +338,23 @@ impl Worker {
 
     fn is_starting(&self, container: &str) -> bool {
         self.busy.iter().any(|task| matches!(task, Task::Start(name) if name == container))
+    }
+
+    fn end(&mut self, verdict: Verdict) {
+        self.grace_limit = verdict.grace.into_iter().chain(self.grace_limit).min();
+        if self.failed.is_some() || self.was_terminal || bosun_api::pod::is_terminal(&self.pod) {
+            return;
+        }
+        self.disruption = verdict.disruption.map(|message| PodCondition {
+            type_: "DisruptionTarget".into(),
+            status: "True".into(),
+            reason: Some("TerminationByKubelet".into()),
+            message: Some(message),
+            last_transition_time: Some(Time(Timestamp::now())),
+            observed_generation: self.pod.metadata.generation,
+            ..PodCondition::default()
+        });
+        self.failed = Some((verdict.reason.to_owned(), verdict.message));
     }
 
     fn merge(&mut self, record: ContainerRecord) -> bool {
@@ -356,26 +395,26 @@ impl Worker {
         }
         let (pod, wanted) = granted(&self.allocation, &Arc::new(pod));
         if wanted.is_none() {
-            self.verdict = Verdict::Granted;
+            self.answer = Answer::Granted;
         }
         (self.pod, self.wanted) = (pod, wanted);
     }
 
     /// Takes in what the node said to the resources that the pod asks for.
-    fn answer_resize(&mut self, verdict: Verdict) {
+    fn answer_resize(&mut self, answer: Answer) {
         let Some(wanted) = self.wanted.clone() else { return };
         let report = &self.context.report;
-        if let Some((reason, text)) = verdict.pending() {
-            if verdict != self.verdict {
+        if let Some((reason, text)) = answer.pending() {
+            if answer != self.answer {
                 let message = resize::message(reason, &wanted, text);
                 report.pod(&self.pod, EventType::Warning, &format!("Resize{reason}"), message);
             }
-            self.verdict = verdict;
+            self.answer = answer;
             return;
         }
         report.pod(&self.pod, EventType::Normal, "ResizeStarted", resize::message("started", &wanted, ""));
         self.allocation.granted = Allocation::of(&wanted).granted;
-        (self.verdict, self.resize_failure, self.resizing) = (verdict, None, true);
+        (self.answer, self.resize_failure, self.resizing) = (answer, None, true);
         self.pod = Arc::new(Pod { status: self.pod.status.clone(), ..(*wanted).clone() });
         self.wanted = None;
         // What was granted is kept before it is acted on.
@@ -457,6 +496,7 @@ impl Worker {
         }
         let own = self.runtime.containers.iter().filter_map(|c| c.grace).max();
         let grace = if self.orphan { own.unwrap_or(1) } else { spec::grace_period(&self.pod) };
+        let grace = self.grace_limit.map_or(grace, |limit| grace.min(limit));
         match &mut self.ending {
             // A grace period only ever shrinks.
             Some(ending) => ending.grace = ending.grace.min(grace),
@@ -501,7 +541,7 @@ impl Worker {
             ending: self.ending.is_some(),
             stopped: self.ending.is_some() && self.runtime.running().count() == 0,
             applied: &self.allocation.applied,
-            resize_pending: self.verdict.pending(),
+            resize_pending: self.answer.pending(),
             resize_error: self.resize_failure.as_ref().map(|failure| failure.message.as_str()),
             host_ips: &self.context.node.ips,
             runtime_name: &self.context.runtime_name,
@@ -774,7 +814,10 @@ impl Worker {
 
     /// Computes the status and shows it to those who ask this process.
     fn show(&mut self, now: Timestamp) {
-        let new = status(&self.input(now));
+        let mut new = status(&self.input(now));
+        if let Some(condition) = &self.disruption {
+            bosun_api::pod::set_condition(&mut new, condition.clone());
+        }
         if self.pod.status.as_ref() != Some(&new) {
             Arc::make_mut(&mut self.pod).status = Some(new);
         }

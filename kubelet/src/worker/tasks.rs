@@ -60,7 +60,9 @@ pub(super) async fn collect(
         match context.runtime.remove_container(&container.id).await {
             Ok(()) => {
                 let log = format!("{}/{}.log", container.name, container.attempt);
-                let _ = fs::remove_file(context.node.log_dir(pod).join(log));
+                if let Err(error) = bosun_kubelet_upkeep::logs::remove(&context.node.log_dir(pod).join(log)) {
+                    tracing::warn!(%error, "a dead container's log was not removed");
+                }
                 let _ = fs::remove_file(link_path(context, pod, &container.name, &container.id));
                 gone.push(container.id);
             }
