@@ -17,6 +17,7 @@ pub mod host;
 pub mod images;
 pub mod make;
 pub mod manager;
+pub mod metrics;
 pub mod objects;
 pub mod observe;
 pub mod options;
@@ -25,6 +26,7 @@ pub mod probes;
 pub mod report;
 mod run;
 pub mod sources;
+mod usage;
 pub mod volumes;
 pub mod worker;
 
