@@ -2,6 +2,8 @@
 //! adopted after a SIGKILL of the kubelet, follows its manifest, and leaves nothing behind.
 #![expect(clippy::unwrap_used, reason = "helpers of a test: whatever fails fails the test")]
 
+mod served;
+
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
@@ -70,6 +72,7 @@ conf_dir = "{at}/cni"
             "containerRuntimeEndpoint": format!("unix://{at}/c.sock"),
             "staticPodPath": format!("{at}/manifests"), "podLogsDir": format!("{at}/logs/pods"),
             "cgroupRoot": format!("/{}", self.name),
+            "readOnlyPort": 10255,
             "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
             "authorization": {"mode": "AlwaysAllow"},
         });
@@ -300,6 +303,8 @@ fn a_static_pod_lives_through_a_kubelet_s_death_and_leaves_nothing() {
     let text = fs::read_to_string(log).unwrap();
     assert!(text.contains("made by web-node1") && text.contains("app=\"web\""), "{text}");
     assert_eq!(fs::read_dir(node.folder.join("logs/containers")).unwrap().count(), 2);
+
+    served::check(&node);
 
     // Killed and started again, the kubelet takes over what runs: no restart, and ready at once.
     node.kill_kubelet();

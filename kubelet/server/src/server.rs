@@ -222,7 +222,9 @@ impl KubeletServer {
             Route::Run(target) => self.run(&target, query).await,
             Route::PortForward(target) => self.port_forward(target, request).await,
             Route::Summary => {
-                let brief = query_pairs(query).iter().any(|(k, v)| k == "only_cpu_and_memory" && v == "true");
+                // As Go reads a boolean.
+                let on = |value: &str| matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True");
+                let brief = query_pairs(query).iter().any(|(k, v)| k == "only_cpu_and_memory" && on(v));
                 Ok(json(StatusCode::OK, &self.summary(brief).await?))
             }
             Route::Metrics => Ok(self.metrics.respond()),

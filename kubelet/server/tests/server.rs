@@ -169,6 +169,9 @@ async fn other_answers() {
     let summary: serde_json::Value = serde_json::from_str(&get("/stats/summary").await.1).unwrap();
     assert_eq!(summary["node"]["nodeName"], "node-1");
     assert!(summary["node"]["memory"]["workingSetBytes"].as_u64().unwrap() > 0);
+    assert!(summary["node"]["fs"]["capacityBytes"].is_u64() && summary["node"]["systemContainers"].is_array());
+    let brief: serde_json::Value = serde_json::from_str(&get("/stats/summary?only_cpu_and_memory=1").await.1).unwrap();
+    assert!(brief["node"]["cpu"].is_object() && brief["node"]["fs"].is_null());
     let metrics = get("/metrics").await.1;
     assert!(metrics.contains("kubelet_http_requests_total{") && metrics.contains(r#"path="configz""#), "{metrics}");
     let cadvisor = get("/metrics/cadvisor").await.1;

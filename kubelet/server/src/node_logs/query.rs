@@ -203,7 +203,7 @@ impl ServiceQuery {
 
     fn arguments(&self, services: &[String]) -> Vec<String> {
         let mut arguments = ["--utc", "--no-pager", "--output=short-precise"].map(str::to_owned).to_vec();
-        let at = |time: Timestamp| time.strftime("%Y-%m-%d %H:%M:%S").to_string();
+        let at = |time: Timestamp| time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
         arguments.extend(self.since.map(|time| format!("--since={}", at(time))));
         arguments.extend(self.until.map(|time| format!("--until={}", at(time))));
         arguments.extend(self.lines.map(|lines| format!("--lines={lines}")));
@@ -326,8 +326,8 @@ mod tests {
             "--utc",
             "--no-pager",
             "--output=short-precise",
-            "--since=2026-01-02 03:04:05",
-            "--until=2026-01-03 00:00:00",
+            "--since=2026-01-02 03:04:05 UTC",
+            "--until=2026-01-03 00:00:00 UTC",
             "--lines=7",
             "--unit=kubelet",
             "--grep=a.b",
