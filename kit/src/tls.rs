@@ -9,13 +9,18 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use thiserror::Error;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// How often a serving certificate's files are looked at for a change, at most.
+mod policy;
+
+pub use policy::TlsPolicy;
+
+/// How often files of certificates are looked at for a change, at most.
 const RELOAD_PERIOD: Duration = Duration::from_secs(10);
 
 /// Why TLS material was refused.
@@ -101,22 +106,37 @@ pub fn server_config(
     certs: Arc<dyn ResolvesServerCert>,
     client_ca: Option<RootCertStore>,
 ) -> Result<ServerConfig, TlsError> {
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+    let verifier = client_ca.map(client_verifier).transpose()?;
+    server_config_by(&TlsPolicy::default(), certs, verifier)
+}
+
+/// As [`server_config`], with what `policy` allows and a verifier of clients' certificates such as
+/// [`ReloadingClientCa`].
+///
+/// # Errors
+/// `policy` leaves nothing to agree on.
+pub fn server_config_by(
+    policy: &TlsPolicy,
+    certs: Arc<dyn ResolvesServerCert>,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<ServerConfig, TlsError> {
+    let builder = ServerConfig::builder_with_provider(policy.provider())
+        .with_protocol_versions(policy.versions())
         .map_err(|error| TlsError::Config(error.to_string()))?;
-    let builder = match client_ca {
+    let builder = match clients {
         None => builder.with_no_client_auth(),
-        Some(roots) => {
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-                .allow_unauthenticated()
-                .build()
-                .map_err(|error| TlsError::Config(format!("client CA: {error}")))?;
-            builder.with_client_cert_verifier(verifier)
-        }
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
     };
     let mut config = builder.with_cert_resolver(certs);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+fn client_verifier(roots: RootCertStore) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| TlsError::Config(format!("client CA: {error}")))
 }
 
 /// A client's configuration: trusts `roots`, shows `identity` (certificate and key, PEM) when there is one.
@@ -270,6 +290,107 @@ impl ResolvesServerCert for ReloadingCert {
     }
 }
 
+/// The authorities of clients' certificates, kept in a file and read again when it changes, with no restart. As with
+/// [`ReloadingCert`], a broken change is logged and the old authorities go on.
+pub struct ReloadingClientCa {
+    file: PathBuf,
+    current: Mutex<LoadedCa>,
+}
+
+struct LoadedCa {
+    verifier: Arc<dyn ClientCertVerifier>,
+    period: Duration,
+    stamp: Option<SystemTime>,
+    looked: Instant,
+}
+
+impl fmt::Debug for ReloadingClientCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReloadingClientCa").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl ReloadingClientCa {
+    /// Loads the file.
+    ///
+    /// # Errors
+    /// It is missing or broken.
+    pub fn load(file: &Path) -> Result<Arc<Self>, TlsError> {
+        Self::looking_every(RELOAD_PERIOD, file)
+    }
+
+    fn looking_every(period: Duration, file: &Path) -> Result<Arc<Self>, TlsError> {
+        let loaded = LoadedCa { verifier: read_ca(file)?, period, stamp: stamp(file), looked: Instant::now() };
+        Ok(Arc::new(Self { file: file.to_owned(), current: Mutex::new(loaded) }))
+    }
+
+    fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.looked.elapsed() >= current.period {
+            current.looked = Instant::now();
+            let now = stamp(&self.file);
+            if now != current.stamp {
+                match read_ca(&self.file) {
+                    Ok(verifier) => {
+                        current.verifier = verifier;
+                        current.stamp = now;
+                        tracing::info!(file = %self.file.display(), "client authorities reloaded");
+                    }
+                    Err(error) => tracing::warn!(%error, "client authorities not reloaded; the old ones go on"),
+                }
+            }
+        }
+        current.verifier.clone()
+    }
+}
+
+impl ClientCertVerifier for ReloadingClientCa {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    /// None: a client with one certificate shows it without being told who could have signed it.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.verifier().verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn read_ca(file: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let pem = std::fs::read(file).map_err(|source| TlsError::Read { path: file.display().to_string(), source })?;
+    client_verifier(roots(&pem)?)
+}
+
 fn stamp(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).and_then(|meta| meta.modified()).ok()
 }
@@ -278,4 +399,92 @@ fn read_pair(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
     let read =
         |path: &Path| std::fs::read(path).map_err(|source| TlsError::Read { path: path.display().to_string(), source });
     certified_key(&read(cert)?, &read(key)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    use super::*;
+    use crate::pki::{CertificateAuthority, KeyedCert, LeafParams, Usage};
+
+    fn issue(ca: &CertificateAuthority, usage: Usage) -> KeyedCert {
+        let (sans, lifetime) = (vec!["127.0.0.1".to_owned()], Duration::from_secs(600));
+        let params = LeafParams { cn: "n".into(), organizations: vec![], sans, usages: vec![usage], lifetime };
+        ca.issue(&params).unwrap()
+    }
+
+    /// Whether the handshake succeeds, and what it agreed on.
+    async fn handshake(server: ServerConfig, client: ClientConfig) -> Result<(u16, String), String> {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let accept = TlsAcceptor::from(Arc::new(server)).accept(far);
+        let connect = TlsConnector::from(Arc::new(client)).connect("127.0.0.1".try_into().unwrap(), near);
+        let (accepted, connected) = tokio::join!(accept, connect);
+        accepted.map_err(|error| error.to_string())?;
+        let stream = connected.map_err(|error| error.to_string())?;
+        let (_, session) = stream.get_ref();
+        let version = session.protocol_version().map(u16::from).unwrap();
+        Ok((version, format!("{:?}", session.negotiated_cipher_suite().unwrap().suite())))
+    }
+
+    fn client(ca: &CertificateAuthority, identity: Option<&KeyedCert>, tls12: bool) -> ClientConfig {
+        let identity = identity.map(|i| (i.cert_pem.as_bytes(), i.key_pem.as_bytes()));
+        let roots = roots(ca.cert_pem().as_bytes()).unwrap();
+        if !tls12 {
+            return client_config(roots, identity).unwrap();
+        }
+        ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth()
+    }
+
+    #[tokio::test]
+    async fn handshakes_off_the_policy_are_refused() {
+        let ca = CertificateAuthority::generate("ca").unwrap();
+        let serving = issue(&ca, Usage::ServerAuth);
+        let serving = FixedCert::new(serving.cert_pem.as_bytes(), serving.key_pem.as_bytes()).unwrap();
+        let server = |min: &str, suites: &[&str]| {
+            let suites: Vec<String> = suites.iter().map(|suite| (*suite).to_owned()).collect();
+            server_config_by(&TlsPolicy::new(min, &suites, &[]).unwrap(), serving.clone(), None).unwrap()
+        };
+        let (aes128, aes256) = ("TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384");
+        assert_eq!(handshake(server("", &[]), client(&ca, None, true)).await.unwrap().0, 0x0303);
+        assert!(handshake(server("VersionTLS13", &[]), client(&ca, None, true)).await.is_err());
+        assert_eq!(handshake(server("VersionTLS13", &[]), client(&ca, None, false)).await.unwrap().0, 0x0304);
+        for only in [aes128, aes256] {
+            assert_eq!(handshake(server("", &[only]), client(&ca, None, true)).await.unwrap().1, only);
+        }
+        // This server has no key for an RSA suite.
+        let rsa = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256";
+        assert!(handshake(server("", &[rsa]), client(&ca, None, true)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn client_authorities_are_read_again_when_their_file_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.crt");
+        let (old, new) =
+            (CertificateAuthority::generate("old").unwrap(), CertificateAuthority::generate("new").unwrap());
+        std::fs::write(&file, old.cert_pem()).unwrap();
+        let serving = issue(&old, Usage::ServerAuth);
+        let serving = FixedCert::new(serving.cert_pem.as_bytes(), serving.key_pem.as_bytes()).unwrap();
+        let clients = ReloadingClientCa::looking_every(Duration::ZERO, &file).unwrap();
+        let server = server_config_by(&TlsPolicy::default(), serving, Some(clients)).unwrap();
+        let enter = async |ca: &CertificateAuthority| {
+            handshake(server.clone(), client(&old, Some(&issue(ca, Usage::ClientAuth)), false)).await.is_ok()
+        };
+        let later = |seconds| {
+            let time = SystemTime::now() + Duration::from_secs(seconds);
+            std::fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+        };
+        assert!(enter(&old).await && !enter(&new).await);
+        std::fs::write(&file, "no certificate").unwrap();
+        later(1);
+        assert!(enter(&old).await, "a broken change is passed over");
+        std::fs::write(&file, new.cert_pem()).unwrap();
+        later(2);
+        assert!(enter(&new).await && !enter(&old).await);
+    }
 }

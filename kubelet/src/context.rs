@@ -9,6 +9,7 @@ use crate::cgroups::Cgroups;
 use crate::cri::Runtime;
 use crate::images::Images;
 use crate::make::Node;
+use crate::metrics::Probes;
 use crate::objects::Objects;
 use crate::observe::Observer;
 use crate::report::Report;
@@ -33,6 +34,8 @@ pub struct Context {
     pub client: Option<Client>,
     /// The scheme of container ids: the runtime's name.
     pub runtime_name: String,
+    /// What probes found, as metrics.
+    pub probe_metrics: Probes,
     /// The longest delay between restarts of a container.
     pub max_restart_delay: Duration,
 }

@@ -8,11 +8,12 @@ use async_trait::async_trait;
 use bosun_kubelet_node::RuntimeFacts;
 use bosun_kubelet_node::facts::{RuntimeCondition, RuntimeStatus};
 use bosun_kubelet_server::host::{
-    ContainerLog, ContainerRef, ContainerUsageSource, HostError, KubeletHost, PodRef, PodUsageSource, StreamOptions,
+    ContainerLog, ContainerRef, HostError, KubeletHost, PodRef, RuntimeStorage, StreamOptions, UsageSources,
 };
 use bosun_kubelet_upkeep::shutdown;
 use bosun_proto::cri;
 use futures::FutureExt;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerImage, NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, Pod, PodSpec,
 };
@@ -20,12 +21,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::context::Context;
 use crate::cri::{CriError, CriErrorKind, Runtime};
-use crate::make::resources;
+use crate::make::text;
 use crate::manager::Pods;
 use crate::observe::{Observer, Owner};
 use crate::pod::labels;
-use crate::pod::record::{ContainerRecord, State, timestamp};
+use crate::pod::record::{ContainerRecord, State};
 use crate::pod::spec;
+use crate::usage;
 use crate::worker::Snapshot;
 
 /// How long a command of `/run` may take.
@@ -198,6 +200,20 @@ impl KubeletHost for Host {
         Ok([answer.stdout, answer.stderr].concat())
     }
 
+    async fn checkpoint(&self, container: &ContainerRef, timeout: Option<Duration>) -> Result<PathBuf, HostError> {
+        let id = self.running(container)?;
+        let folder = self.context.node.root_dir.join("checkpoints");
+        bosun_kit::files::create_dir(&folder, 0o700)
+            .map_err(|error| HostError::Internal(format!("make {}: {error}", folder.display())))?;
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+        let ContainerRef { namespace, pod, container, .. } = container;
+        let location = folder.join(format!("checkpoint-{pod}_{namespace}-{container}-{now}.tar"));
+        let timeout = timeout.unwrap_or(Duration::ZERO);
+        let runtime = &self.context.runtime;
+        runtime.checkpoint_container(&id, &text(&location), timeout).await.map_err(host_error)?;
+        Ok(location)
+    }
+
     fn sync_loop_health(&self) -> Result<(), String> {
         let age = self.context.observer.age();
         if age > LOST {
@@ -206,27 +222,23 @@ impl KubeletHost for Host {
         Ok(())
     }
 
-    fn usage_sources(&self) -> Vec<PodUsageSource> {
+    fn usage_sources(&self) -> UsageSources {
         let node = &self.context.node;
-        let usage = |s: Snapshot| {
-            let cgroup = resources::cgroup_parent(&s.pod, node);
-            let containers = s.runtime.running().map(|c| ContainerUsageSource {
-                name: c.name.clone(),
-                cgroup: format!("{cgroup}/{}", c.id),
-                started: timestamp(c.started_at),
-            });
-            PodUsageSource {
-                name: spec::name(&s.pod).to_owned(),
-                namespace: spec::namespace(&s.pod).to_owned(),
-                uid: spec::uid(&s.pod).to_owned(),
-                started: s.runtime.sandboxes.first().and_then(|b| timestamp(b.created_at)),
-                host_network: spec::host_network(&s.pod),
-                pid: None,
-                containers: containers.collect(),
-                cgroup,
-            }
-        };
-        self.snapshots().into_iter().map(usage).collect()
+        let pods = self.snapshots().into_iter().map(|snapshot| usage::pod(&snapshot, node)).collect();
+        let own = usage::own_cgroup().map(|cgroup| ("kubelet".to_owned(), cgroup));
+        let all_pods = ("pods".to_owned(), usage::pods_cgroup(node));
+        UsageSources {
+            pods,
+            cgroups: usage::shared_cgroups(node),
+            systems: own.into_iter().chain([all_pods]).collect(),
+        }
+    }
+
+    async fn runtime_storage(&self) -> Result<RuntimeStorage, HostError> {
+        let runtime = &self.context.runtime;
+        let (filesystems, layers) =
+            futures::try_join!(runtime.image_filesystems(), runtime.container_stats()).map_err(host_error)?;
+        Ok(usage::storage(filesystems, layers))
     }
 
     fn configz(&self) -> serde_json::Value {

@@ -18,6 +18,7 @@ pub mod host;
 pub mod images;
 pub mod make;
 pub mod manager;
+pub mod metrics;
 pub mod objects;
 pub mod observe;
 pub mod options;
@@ -27,6 +28,7 @@ pub mod report;
 mod run;
 pub mod sources;
 pub mod upkeep;
+mod usage;
 pub mod volumes;
 pub mod worker;
 

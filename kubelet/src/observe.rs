@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cri::{CriErrorKind, Result, Runtime};
 use crate::make::Node;
+use crate::metrics::Relists;
 use crate::pod::labels;
 use crate::pod::record::{ContainerRecord, SandboxRecord, State};
 
@@ -76,6 +77,7 @@ pub struct Observer {
     relist: Notify,
     /// When the runtime last answered a listing.
     listed: Mutex<Instant>,
+    relists: Relists,
 }
 
 const SANDBOX_READY: u8 = 10;
@@ -96,7 +98,13 @@ impl Observer {
             streaming: AtomicBool::new(false),
             relist: Notify::new(),
             listed: Mutex::new(Instant::now()),
+            relists: Relists::default(),
         })
+    }
+
+    /// How the runtime is listed, as metrics.
+    pub fn relists(&self) -> &Relists {
+        &self.relists
     }
 
     /// How long ago the runtime last answered a listing.
@@ -174,7 +182,9 @@ impl Observer {
             }
         }
         self.known.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| ids.contains(id));
-        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let before =
+            std::mem::replace(&mut *self.listed.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        self.relists.listed(since.elapsed(), before.elapsed());
         self.tell(News::Listed(since, Arc::new(ids)));
         Ok(())
     }

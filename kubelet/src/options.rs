@@ -66,7 +66,7 @@ pub struct Options {
     /// Port of the health endpoint; 0 for none.
     #[arg(long, help_heading = "Also in the configuration file")]
     pub healthz_port: Option<i32>,
-    /// Port without authentication; only 0 is taken.
+    /// Port without authentication; 0 for none.
     #[arg(long, help_heading = "Also in the configuration file")]
     pub read_only_port: Option<i32>,
     /// The authority of client certificates.
@@ -134,6 +134,47 @@ impl Options {
     pub fn from_args(args: Vec<String>) -> Result<Self, clap::Error> {
         let args = go_args(args.into_iter().map(Into::into));
         Ok(Alone::try_parse_from(args)?.options)
+    }
+
+    /// Each flag with its value, as `/flagz` shows them.
+    pub fn shown(&self) -> Vec<(String, String)> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let switch = |value: Option<bool>| value.map(|value| value.to_string());
+        let number = |value: Option<i32>| value.map(|value| value.to_string());
+        let ips: Vec<String> = self.node_ip.iter().map(ToString::to_string).collect();
+        let flags = [
+            ("address", self.address.clone()),
+            ("anonymous-auth", switch(self.anonymous_auth)),
+            ("authorization-mode", self.authorization_mode.clone()),
+            ("bootstrap-kubeconfig", path(&self.bootstrap_kubeconfig)),
+            ("cert-dir", Some(self.cert_dir.display().to_string())),
+            ("cgroup-driver", self.cgroup_driver.clone()),
+            ("cgroup-root", self.cgroup_root.clone()),
+            ("client-ca-file", self.client_ca_file.clone()),
+            ("cluster-dns", Some(format!("[{}]", self.cluster_dns.join(",")))),
+            ("cluster-domain", self.cluster_domain.clone()),
+            ("config", path(&self.config)),
+            ("container-runtime-endpoint", self.container_runtime_endpoint.clone()),
+            ("feature-gates", Some(self.feature_gates.clone())),
+            ("healthz-port", number(self.healthz_port)),
+            ("hostname-override", self.hostname_override.clone()),
+            ("image-service-endpoint", self.image_service_endpoint.clone()),
+            ("kubeconfig", path(&self.kubeconfig)),
+            ("max-pods", number(self.max_pods)),
+            ("node-ip", Some(ips.join(","))),
+            ("node-labels", Some(self.node_labels.clone())),
+            ("pod-manifest-path", self.pod_manifest_path.clone()),
+            ("port", number(self.port)),
+            ("read-only-port", number(self.read_only_port)),
+            ("register-node", switch(self.register_node)),
+            ("resolv-conf", self.resolv_conf.clone()),
+            ("root-dir", Some(self.root_dir.display().to_string())),
+            ("rotate-certificates", switch(self.rotate_certificates)),
+            ("seccomp-default", switch(self.seccomp_default)),
+            ("tls-cert-file", self.tls_cert_file.clone()),
+            ("tls-private-key-file", self.tls_private_key_file.clone()),
+        ];
+        flags.into_iter().map(|(name, value)| (name.to_owned(), value.unwrap_or_default())).collect()
     }
 
     /// The configuration in effect: defaults, the file, then flags.
@@ -206,6 +247,7 @@ mod tests {
         let config = options.configuration().unwrap();
         assert_eq!((config.register_node, config.max_pods, config.cluster_dns.len()), (false, 7, 2));
         assert!(config.seccomp_default);
+        assert!(options.shown().contains(&("max-pods".to_owned(), "7".to_owned())));
         assert!(Options::from_args(vec!["kubelet".into(), "--no-such-flag".into()]).is_err());
     }
 }

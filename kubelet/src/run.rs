@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use bosun_kit::events::Recorder;
+use bosun_kit::gates::FeatureGates;
 use bosun_kit::informer::Informer;
 use bosun_kit::metrics::Metrics;
+use bosun_kit::tls::ReloadingClientCa;
 use bosun_kubelet_node::identity::{IdentityConfig, establish};
 use bosun_kubelet_node::machine::MachineReader;
 use bosun_kubelet_node::serving::{self, RequestedCert};
@@ -20,6 +22,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use rustls::server::ResolvesServerCert;
+use rustls::server::danger::ClientCertVerifier;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -29,11 +32,12 @@ use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
 use crate::context::Context;
 use crate::credentials::Providers;
-use crate::cri::{GrpcRuntime, Runtime};
+use crate::cri::{GrpcRuntime, MeteredRuntime, Runtime};
 use crate::host::{Facts, Host};
 use crate::images::Images;
 use crate::make::Node;
 use crate::manager::{Inputs, Manager, Pods, SharedOffer};
+use crate::metrics;
 use crate::objects::{ApiObjects, NoObjects, Objects};
 use crate::observe::Observer;
 use crate::options::Options;
@@ -63,15 +67,17 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     for field in config.without_effect() {
         tracing::warn!(field, "this configuration field has no effect in this kubelet yet");
     }
-    if config.read_only_port != 0 {
-        tracing::warn!("readOnlyPort is not served: it would show every pod to anyone; use port {}", config.port);
-    }
     bosun_kit::tls::install_crypto();
     let upkeep = upkeep::Settings::new(&config, MachineReader::default().machine().memory as i64)?;
     adjust_oom_score(config.oom_score_adj);
     let name = node_name(&options)?;
     let ips = address::node_ips(&options.node_ip)?;
+    let metrics = Metrics::new();
+    let gates = config.gates().map_err(anyhow::Error::msg)?;
+    metrics::register_facts(&metrics, &name, &gates);
+    metrics::register_certificates(&metrics, &options.cert_dir);
     let runtime = connect(&config, &cancel).await?;
+    let runtime: Arc<dyn Runtime> = Arc::new(MeteredRuntime::new(runtime, &metrics));
     let version = runtime.version().await?;
     tracing::info!(name = version.runtime_name, version = version.runtime_version, "container runtime");
     let driver = cgroup_driver(&*runtime, &config).await;
@@ -85,10 +91,14 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
 
     let (news_to, news) = mpsc::unbounded_channel();
     let observer = Observer::new(runtime.clone(), node.clone(), news_to);
+    observer.relists().register(&metrics);
     // What runs is known before any source speaks, so that it is adopted.
     observer.list().await.context("list what the container runtime holds")?;
 
     let client = join(&options, &config, &name, &cancel).await?;
+    let client = client.map(|client| counted(client, &options, &metrics));
+    let (probe_metrics, probes) = (Metrics::default(), metrics::Probes::default());
+    probes.register(&probe_metrics);
     let (changes_to, changes) = mpsc::unbounded_channel();
     let recorder = match &client {
         Some(client) => Recorder::new(client.clone(), "kubelet", Some(&name)),
@@ -112,9 +122,11 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         cgroups,
         client: client.clone(),
         runtime_name: version.runtime_name.clone(),
+        probe_metrics: probes,
         max_restart_delay: config.max_restart_delay(),
     });
     let pods = Pods::default();
+    metrics::register_pods(&metrics, pods.clone());
     let host = Arc::new(Host { context: context.clone(), pods: pods.clone(), configz: configz(&config) });
     let offer: SharedOffer = Arc::new(Mutex::new(Offer { name: name.clone(), ..Offer::default() }));
     let (strain_to, strain) = watch::channel(upkeep::Strain::default());
@@ -130,8 +142,8 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         parts.spawn(agent.run(cancel.clone()));
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
-    let server = serve(&options, &config, &node, host, client.as_ref(), &mut parts, &cancel).await?;
-    drop(server);
+    let served = Served { host, metrics, probe_metrics, gates };
+    serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
     parts.spawn(observer.run(cancel.clone()));
     let upkeep = Upkeep::new(context.clone(), pods.clone(), offer.clone(), recorder, upkeep, strain_to);
     upkeep.start(&mut parts, &cancel);
@@ -327,17 +339,64 @@ fn static_pods(
     Some(statics)
 }
 
-/// Serves :10250 and the health endpoint.
+/// The client, with its requests counted.
+fn counted(client: Client, options: &Options, metrics: &Metrics) -> Client {
+    match &options.kubeconfig {
+        Some(kubeconfig) => metrics::count_requests(client, kubeconfig, metrics),
+        None => client,
+    }
+}
+
+/// What the server shows.
+struct Served {
+    host: Arc<Host>,
+    metrics: Metrics,
+    probe_metrics: Metrics,
+    gates: FeatureGates,
+}
+
+/// Serves :10250, the health endpoint and the read-only port.
 async fn serve(
     options: &Options,
     config: &KubeletConfiguration,
     node: &Node,
-    host: Arc<Host>,
+    served: Served,
     client: Option<&Client>,
     parts: &mut tokio::task::JoinSet<()>,
     cancel: &CancellationToken,
-) -> Result<Arc<KubeletServer>> {
-    let auth = AuthConfig {
+) -> Result<()> {
+    let reviewer = client.map(|client| Arc::new(ApiReviewer::new(client.clone(), &node.name)) as Arc<dyn Reviewer>);
+    let auth = Auth::new(auth_config(config), reviewer);
+    let server_config = server_config(options, config, node, &served.gates);
+    let server = KubeletServer::new(server_config, served.host, auth, served.metrics, served.probe_metrics);
+    if config.healthz_port > 0 {
+        let address = socket(&config.healthz_bind_address, config.healthz_port, "healthzBindAddress")?;
+        let listener = listen(address, "healthzPort").await?;
+        parts.spawn(serve_health(listener, server.checks().clone(), cancel.clone()));
+    }
+    if config.read_only_port > 0 {
+        tracing::warn!(port = config.read_only_port, "readOnlyPort shows every pod of this node to anyone");
+        let listener = listen(socket(&config.address, config.read_only_port, "address")?, "readOnlyPort").await?;
+        parts.spawn(server.clone().serve_read_only(listener, cancel.clone()));
+    }
+    if config.enable_server {
+        let certificate = certificate(options, config, node, client, parts, cancel)?;
+        let clients = match config.authentication.x509.client_ca_file.as_str() {
+            "" => None,
+            path => {
+                let context = || format!("authentication.x509.clientCAFile {path}");
+                Some(ReloadingClientCa::load(Path::new(path)).with_context(context)? as Arc<dyn ClientCertVerifier>)
+            }
+        };
+        let tls = bosun_kit::tls::server_config_by(&config.tls_policy()?, certificate, clients)?;
+        let listener = listen(socket(&config.address, config.port, "address")?, "port").await?;
+        parts.spawn(server.serve(listener, Arc::new(tls), cancel.clone()));
+    }
+    Ok(())
+}
+
+fn auth_config(config: &KubeletConfiguration) -> AuthConfig {
+    AuthConfig {
         anonymous: config.authentication.anonymous.enabled,
         webhook: config.authentication.webhook.enabled,
         token_ttl: config.authentication.webhook.cache_ttl.0,
@@ -347,36 +406,21 @@ async fn serve(
         },
         authorized_ttl: config.authorization.webhook.cache_authorized_ttl.0,
         unauthorized_ttl: config.authorization.webhook.cache_unauthorized_ttl.0,
-    };
-    let reviewer = client.map(|client| Arc::new(ApiReviewer::new(client.clone(), &node.name)) as Arc<dyn Reviewer>);
-    let server_config = ServerConfig {
-        node_name: node.name.clone(),
-        root_dir: node.root_dir.clone(),
+    }
+}
+
+fn server_config(options: &Options, config: &KubeletConfiguration, node: &Node, gates: &FeatureGates) -> ServerConfig {
+    ServerConfig {
+        volume_period: config.volume_stats_agg_period.0,
         debugging_handlers: config.enable_debugging_handlers,
         system_log_handler: config.enable_system_log_handler,
-    };
-    let auth = Auth::new(auth, reviewer);
-    let server = KubeletServer::new(server_config, host, auth, Metrics::new(), Metrics::new());
-    if config.healthz_port > 0 {
-        let address = socket(&config.healthz_bind_address, config.healthz_port, "healthzBindAddress")?;
-        let listener = listen(address, "healthzPort").await?;
-        parts.spawn(serve_health(listener, server.checks().clone(), cancel.clone()));
+        system_log_query: config.enable_system_log_query && gates.enabled("NodeLogQuery"),
+        profiling_handler: config.enable_profiling_handler,
+        debug_flags_handler: config.enable_debug_flags_handler,
+        checkpoints: gates.enabled("ContainerCheckpoint"),
+        flags: options.shown(),
+        ..ServerConfig::new(&node.name, &node.root_dir)
     }
-    if config.enable_server {
-        let certificate = certificate(options, config, node, client, parts, cancel)?;
-        let ca = match config.authentication.x509.client_ca_file.as_str() {
-            "" => None,
-            path => {
-                let pem =
-                    std::fs::read(path).with_context(|| format!("read authentication.x509.clientCAFile {path}"))?;
-                Some(bosun_kit::tls::roots(&pem).with_context(|| format!("authentication.x509.clientCAFile {path}"))?)
-            }
-        };
-        let tls = Arc::new(bosun_kit::tls::server_config(certificate, ca)?);
-        let listener = listen(socket(&config.address, config.port, "address")?, "port").await?;
-        parts.spawn(server.clone().serve(listener, tls, cancel.clone()));
-    }
-    Ok(server)
 }
 
 fn socket(address: &str, port: i32, field: &str) -> Result<SocketAddr> {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of a test: whatever fails fails the test")]
 
 mod real;
+mod served;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -77,6 +78,8 @@ fn a_static_pod_lives_through_a_kubelet_s_death_and_leaves_nothing() {
     let text = fs::read_to_string(log).unwrap();
     assert!(text.contains("made by web-node1") && text.contains("app=\"web\""), "{text}");
     assert_eq!(fs::read_dir(node.folder.join("logs/containers")).unwrap().count(), 2);
+
+    served::check(&node);
 
     // Killed and started again, the kubelet takes over what runs: no restart, and ready at once.
     node.kill_kubelet();

@@ -23,7 +23,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Installed into the system: command-line programs without a daemon, and libraries.
 const SYSTEM: &[&str] = &["iproute2", "nftables", "iptables", "conntrack", "libseccomp2"];
 /// Installed besides for the tests.
-const SYSTEM_FOR_TESTS: &[&str] = &["python3", "python3-venv"];
+const SYSTEM_FOR_TESTS: &[&str] = &["bsdutils", "curl", "python3", "python3-venv"];
 
 /// A Debian package unpacked below `target/deps`.
 #[derive(Debug, PartialEq, Eq)]

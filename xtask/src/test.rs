@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context as _, Result};
-use bosun_tests::tools::{CNI_PLUGINS, CONTAINERD_1_6, RUNC, Scope};
+use bosun_tests::tools::{BUSYBOX, CNI_PLUGINS, CONTAINERD_1_6, RUNC, Scope};
 use bosun_tests::{Layout, Tools};
 use clap::Args;
 
@@ -43,10 +43,10 @@ pub(crate) fn run(layout: &Layout, options: &Options) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The system's programs, and before them containerd and runc of the system's release from where they were unpacked:
-/// crates' own tests start them by name.
+/// The system's programs, and before them containerd and runc of the system's release and a static busybox from where
+/// they were unpacked: crates' own tests start them by name.
 fn search_path(tools: &Tools) -> Result<OsString> {
     let system = env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-    let fetched = [tools.folder(&CONTAINERD_1_6), tools.folder(&RUNC)];
+    let fetched = [&CONTAINERD_1_6, &RUNC, &BUSYBOX].map(|package| tools.folder(package));
     env::join_paths(fetched.into_iter().chain(env::split_paths(&system))).context("PATH")
 }

@@ -42,7 +42,12 @@ where
     }
 }
 
-async fn exchange<I>(request: Request<Body>, upstream: I) -> hyper::Result<Response<hyper::body::Incoming>>
+/// Sends `request` as [`proxy`] does, and gives the answer as it is: after `101 Switching Protocols` the connection is
+/// had by [`hyper::upgrade::on`].
+///
+/// # Errors
+/// The connection broke before an answer.
+pub async fn exchange<I>(request: Request<Body>, upstream: I) -> hyper::Result<Response<hyper::body::Incoming>>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -2,13 +2,17 @@
 //!
 //! The kubelet core implements [`KubeletHost`]; the server knows nothing of pod workers or the CRI.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
+
+use crate::stats::DiskUse;
 
 /// Why the kubelet could not answer; each kind has its HTTP status.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,18 +90,44 @@ impl fmt::Debug for ContainerLog {
 }
 
 /// Where a container's usage can be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerUsageSource {
     /// Name of the container.
     pub name: String,
+    /// The runtime's id.
+    pub id: String,
+    /// Its image, as the runtime names it.
+    pub image: String,
     /// Its cgroup below the hierarchy's root, e.g. `/kubepods/burstable/pod<uid>/<id>`.
     pub cgroup: String,
+    /// The folder of its logs.
+    pub log_dir: Option<PathBuf>,
     /// When it was started.
     pub started: Option<jiff::Timestamp>,
 }
 
+/// Where the usage of a pod's sandbox can be read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SandboxUsageSource {
+    /// The runtime's id.
+    pub id: String,
+    /// Its cgroup below the hierarchy's root.
+    pub cgroup: String,
+}
+
+/// One volume of a pod.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumeSource {
+    /// Name in the pod.
+    pub name: String,
+    /// Where it is on the node.
+    pub path: PathBuf,
+    /// The claim behind it, in the pod's namespace.
+    pub claim: Option<String>,
+}
+
 /// Where a pod's usage can be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodUsageSource {
     /// Name of the pod.
     pub name: String,
@@ -109,12 +139,45 @@ pub struct PodUsageSource {
     pub cgroup: String,
     /// When it was started.
     pub started: Option<jiff::Timestamp>,
-    /// The pod shares the node's network: its counters are the node's and are not shown.
+    /// The pod shares the node's network: the summary does not show its counters, which are the node's.
     pub host_network: bool,
-    /// A process in the pod's network namespace (the sandbox's); found from the cgroup when absent.
-    pub pid: Option<u32>,
+    /// Its sandbox, if it is up.
+    pub sandbox: Option<SandboxUsageSource>,
     /// Its running containers.
     pub containers: Vec<ContainerUsageSource>,
+    /// Its volumes.
+    pub volumes: Vec<VolumeSource>,
+}
+
+/// Where the usage of the node's pods and daemons can be read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UsageSources {
+    /// Each pod.
+    pub pods: Vec<PodUsageSource>,
+    /// Further cgroups that `/metrics/cadvisor` shows: of all pods, and of each QoS class.
+    pub cgroups: Vec<String>,
+    /// System containers of the summary, name and cgroup: `pods`, `kubelet`.
+    pub systems: Vec<(String, String)>,
+}
+
+/// What one file system of the runtime holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuntimeFs {
+    /// A folder on it.
+    pub mountpoint: PathBuf,
+    /// What the runtime uses of it.
+    pub used: DiskUse,
+}
+
+/// What the runtime keeps on disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuntimeStorage {
+    /// Of images.
+    pub images: Option<RuntimeFs>,
+    /// Of containers' writable layers.
+    pub containers: Option<RuntimeFs>,
+    /// The writable layer of each container, by id.
+    pub layers: HashMap<String, DiskUse>,
 }
 
 /// What the server needs of the kubelet. Every method must answer within seconds; the server sets the deadline.
@@ -151,11 +214,18 @@ pub trait KubeletHost: Send + Sync + 'static {
     /// Runs a command to its end (CRI `ExecSync`) and gives its output, standard error after standard output.
     async fn run(&self, container: &ContainerRef, command: &[String]) -> Result<Vec<u8>, HostError>;
 
+    /// Writes the state of a container to a file of the kubelet's folder (CRI `CheckpointContainer`) and tells where;
+    /// without a `timeout` the runtime's usual deadline holds.
+    async fn checkpoint(&self, container: &ContainerRef, timeout: Option<Duration>) -> Result<PathBuf, HostError>;
+
     /// Whether the sync loop is alive; the text says why not.
     fn sync_loop_health(&self) -> Result<(), String>;
 
-    /// The pods whose usage `/stats/summary` and `/metrics/resource` show.
-    fn usage_sources(&self) -> Vec<PodUsageSource>;
+    /// What `/stats/summary`, `/metrics/resource` and `/metrics/cadvisor` show.
+    fn usage_sources(&self) -> UsageSources;
+
+    /// What the runtime keeps on disk.
+    async fn runtime_storage(&self) -> Result<RuntimeStorage, HostError>;
 
     /// The effective `KubeletConfiguration`, as `/configz` shows it.
     fn configz(&self) -> serde_json::Value;

@@ -10,7 +10,9 @@ pub mod logs;
 mod node_logs;
 pub mod route;
 mod server;
+mod sli;
 pub mod stats;
 mod streaming;
+mod zpages;
 
 pub use server::{KubeletServer, ServerConfig, serve_health};

@@ -31,6 +31,20 @@ pub enum Route {
     ResourceMetrics,
     /// `/metrics/probes`.
     ProbeMetrics,
+    /// `/metrics/cadvisor`.
+    CadvisorMetrics,
+    /// `/metrics/slis`.
+    SliMetrics,
+    /// `/checkpoint/{ns}/{pod}/{container}`.
+    Checkpoint(ContainerRef),
+    /// `/statusz`.
+    Statusz,
+    /// `/flagz`.
+    Flagz,
+    /// `/debug/pprof/…`.
+    Profile,
+    /// `/debug/flags/v`.
+    DebugFlags,
     /// `/configz`.
     Configz,
     /// `/logs/{path}` below the node's log folder; percent-decoded.
@@ -62,16 +76,26 @@ impl Route {
             ("metrics", "") => get(Self::Metrics),
             ("metrics", "resource") => get(Self::ResourceMetrics),
             ("metrics", "probes") => get(Self::ProbeMetrics),
+            ("metrics", "cadvisor") => get(Self::CadvisorMetrics),
+            ("metrics", "slis") => get(Self::SliMetrics),
             ("stats", "summary") => get_or_post(Self::Summary),
             ("configz", "") => get(Self::Configz),
             ("logs", rest) => get(Self::NodeLog(decode(rest))),
-            ("debug", _) => Self::Disabled("profiling endpoint is disabled."),
+            ("statusz", "") => get(Self::Statusz),
+            ("flagz", "") => get(Self::Flagz),
+            ("debug", rest) if rest == "pprof" || rest.starts_with("pprof/") => Self::Profile,
+            ("debug", "flags/v") => Self::DebugFlags,
             ("containerLogs", rest) => match container(rest, false) {
                 Some(target) => get(Self::Logs(target)),
                 None => Self::NotFound,
             },
             ("exec", rest) => container(rest, true).map_or(Self::NotFound, |c| get_or_post(Self::Exec(c))),
             ("attach", rest) => container(rest, true).map_or(Self::NotFound, |c| get_or_post(Self::Attach(c))),
+            ("checkpoint", rest) => match container(rest, false) {
+                Some(target) if method == Method::POST => Self::Checkpoint(target),
+                Some(_) => Self::MethodNotAllowed("POST"),
+                None => Self::NotFound,
+            },
             ("run", rest) => match container(rest, true) {
                 Some(target) if method == Method::POST => Self::Run(target),
                 Some(_) => Self::MethodNotAllowed("POST"),
@@ -97,6 +121,12 @@ impl Route {
             Self::Metrics => "metrics",
             Self::ResourceMetrics => "metrics/resource",
             Self::ProbeMetrics => "metrics/probes",
+            Self::CadvisorMetrics => "metrics/cadvisor",
+            Self::SliMetrics => "metrics/slis",
+            Self::Checkpoint(_) => "checkpoint",
+            Self::Statusz => "statusz",
+            Self::Flagz => "flagz",
+            Self::Profile | Self::DebugFlags => "debug",
             Self::Configz => "configz",
             Self::NodeLog(_) => "logs",
             Self::Disabled(_) => "debug",
@@ -244,10 +274,18 @@ mod tests {
             ("GET", "/metrics", Route::Metrics),
             ("GET", "/metrics/resource", Route::ResourceMetrics),
             ("GET", "/metrics/probes", Route::ProbeMetrics),
+            ("GET", "/metrics/cadvisor", Route::CadvisorMetrics),
             ("GET", "/configz", Route::Configz),
             ("GET", "/logs/", Route::NodeLog(String::new())),
             ("GET", "/logs/apt/term.log", Route::NodeLog("apt/term.log".into())),
-            ("GET", "/debug/pprof/", Route::Disabled("profiling endpoint is disabled.")),
+            ("GET", "/metrics/slis", Route::SliMetrics),
+            ("POST", "/checkpoint/default/web/app", Route::Checkpoint(target(None))),
+            ("GET", "/checkpoint/default/web/app", Route::MethodNotAllowed("POST")),
+            ("GET", "/statusz", Route::Statusz),
+            ("GET", "/flagz", Route::Flagz),
+            ("GET", "/debug/pprof/heap", Route::Profile),
+            ("PUT", "/debug/flags/v", Route::DebugFlags),
+            ("GET", "/debug/else", Route::NotFound),
             ("GET", "/", Route::NotFound),
             ("GET", "/podsy", Route::NotFound),
         ];

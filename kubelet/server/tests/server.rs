@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 /// Every route with the verb and the subresources that allow it, and what it answers to whoever is let in.
-const ROUTES: [(&str, &str, &str, &[&str], u16); 20] = [
+const ROUTES: [(&str, &str, &str, &[&str], u16); 25] = [
     ("GET", "/healthz", "get", &["healthz", "proxy"], 200),
     ("GET", "/healthz/ping", "get", &["healthz", "proxy"], 200),
     ("GET", "/healthz/log", "get", &["healthz", "proxy"], 200),
@@ -36,17 +36,22 @@ const ROUTES: [(&str, &str, &str, &[&str], u16); 20] = [
     ("GET", "/stats/summary", "get", &["stats"], 200),
     ("GET", "/metrics", "get", &["metrics"], 200),
     ("GET", "/metrics/resource", "get", &["metrics"], 200),
+    ("GET", "/metrics/cadvisor", "get", &["metrics"], 200),
     ("GET", "/metrics/probes", "get", &["metrics"], 200),
     ("GET", "/configz", "get", &["configz", "proxy"], 200),
     ("GET", "/logs/", "get", &["log"], 200),
-    ("GET", "/debug/pprof/", "get", &["proxy"], 405),
+    ("GET", "/debug/pprof/", "get", &["proxy"], 501),
+    ("GET", "/metrics/slis", "get", &["metrics"], 200),
+    ("POST", "/checkpoint/default/web/app", "create", &["checkpoint"], 200),
+    ("GET", "/statusz", "get", &["statusz", "proxy"], 200),
+    ("GET", "/flagz", "get", &["flagz", "proxy"], 200),
     ("GET", "/nowhere", "get", &["proxy"], 404),
 ];
 
 #[tokio::test]
 async fn who_gets_in_where() {
     // One user for each route and subresource, allowed that alone; and one with a permission that no route asks for.
-    let mut allowed: Vec<(&'static str, &'static str, &'static str)> = vec![("other", "get", "checkpoint")];
+    let mut allowed: Vec<(&'static str, &'static str, &'static str)> = vec![("other", "get", "spec")];
     for (index, (_, _, verb, subresources, _)) in ROUTES.iter().enumerate() {
         for subresource in *subresources {
             allowed.push((format!("user-{index}-{subresource}").leak(), verb, subresource));
@@ -164,8 +169,13 @@ async fn other_answers() {
     let summary: serde_json::Value = serde_json::from_str(&get("/stats/summary").await.1).unwrap();
     assert_eq!(summary["node"]["nodeName"], "node-1");
     assert!(summary["node"]["memory"]["workingSetBytes"].as_u64().unwrap() > 0);
+    assert!(summary["node"]["fs"]["capacityBytes"].is_u64() && summary["node"]["systemContainers"].is_array());
+    let brief: serde_json::Value = serde_json::from_str(&get("/stats/summary?only_cpu_and_memory=1").await.1).unwrap();
+    assert!(brief["node"]["cpu"].is_object() && brief["node"]["fs"].is_null());
     let metrics = get("/metrics").await.1;
     assert!(metrics.contains("kubelet_http_requests_total{") && metrics.contains(r#"path="configz""#), "{metrics}");
+    let cadvisor = get("/metrics/cadvisor").await.1;
+    assert!(cadvisor.contains(r#"container_cpu_usage_seconds_total{container="",cpu="total",id="/""#), "{cadvisor}");
     assert!(get("/logs/").await.1.contains("<a href=\"0.log\">0.log</a>"));
 
     assert_eq!(get("/healthz").await, (200, "ok".into()));
@@ -179,7 +189,7 @@ async fn upgraded_connections_reach_the_runtime() {
     let (kubelet, admin) = open().await;
     let cases = [
         ("POST", "/exec/default/web/app?command=sh&command=-c&input=1&output=1&tty=1", "SPDY/3.1", ""),
-        ("GET", "/exec/default/web/u-1/app?command=sh&output=1", "websocket", "v5.channel.k8s.io, v4.channel.k8s.io"),
+        ("GET", "/exec/default/web/u-1/app?command=sh&output=1", "websocket", "v6.channel.k8s.io, v4.channel.k8s.io"),
         ("POST", "/attach/default/web/app?output=1", "SPDY/3.1", ""),
         ("POST", "/portForward/default/web", "SPDY/3.1", ""),
         ("GET", "/portForward/default/web?port=80", "websocket", "v4.channel.k8s.io"),
@@ -206,7 +216,7 @@ async fn upgraded_connections_reach_the_runtime() {
         }
         assert!(seen.starts_with(&format!("{method} /session/token?a=b HTTP/1.1/")), "{seen}");
         assert!(!seen.contains("secret"), "the client's credentials are not the runtime's: {seen}");
-        assert!(!seen.contains("v5.channel"), "{seen}");
+        assert!(!seen.contains("v6.channel"), "{seen}");
     }
     let asked = kubelet.host.asked.lock().unwrap().clone();
     let want = [
@@ -223,7 +233,7 @@ async fn upgraded_connections_reach_the_runtime() {
 async fn what_cannot_be_upgraded_does_not_reach_the_runtime() {
     let (kubelet, admin) = open().await;
     let refused = [
-        ("/exec/default/web/app?output=1", "websocket", "v5.channel.k8s.io", 400),
+        ("/exec/default/web/app?output=1", "websocket", "v6.channel.k8s.io", 400),
         ("/exec/default/web/app", "SPDY/3.1", "", 400),
         ("/exec/default/web/u-2/app?output=1", "SPDY/3.1", "", 404),
         ("/exec/default/web/db?output=1", "SPDY/3.1", "", 404),
@@ -245,12 +255,7 @@ async fn what_cannot_be_upgraded_does_not_reach_the_runtime() {
 #[tokio::test]
 async fn debugging_handlers_can_be_switched_off() {
     let (kubelet, _) = open().await;
-    let config = ServerConfig {
-        node_name: "node-1".into(),
-        root_dir: "/".into(),
-        debugging_handlers: false,
-        system_log_handler: true,
-    };
+    let config = ServerConfig { debugging_handlers: false, ..ServerConfig::new("node-1", "/") };
     let auth = AuthConfig { anonymous: true, mode: AuthorizationMode::AlwaysAllow, ..AuthConfig::default() };
     let server =
         KubeletServer::new(config, kubelet.host.clone(), Auth::new(auth, None), Metrics::new(), Metrics::default());
@@ -259,6 +264,97 @@ async fn debugging_handlers_can_be_switched_off() {
         let request = Request::builder().uri(path).body(empty()).unwrap();
         assert_eq!(server.answer(request).await.status(), status, "{path}");
     }
+}
+
+#[tokio::test]
+async fn what_is_missing_or_switched_off_says_so() {
+    let (kubelet, admin) = open().await;
+    let ask = async |method: &str, path: &str| kubelet.ask(Some(&admin), method, path).await;
+    let checkpoint = "/checkpoint/default/web/app";
+    let written = r#"{"items":["/checkpoints/default/web/app Some(7s)"]}"#;
+    assert_eq!(ask("POST", &format!("{checkpoint}?timeout=x&timeout=7")).await, (200, written.into()));
+    let (status, text) = ask("POST", &format!("{checkpoint}?timeout=0")).await;
+    let failed = "checkpointing of default/web/app failed (CheckpointContainer: unimplemented)";
+    assert_eq!((status, text.as_str()), (500, failed));
+    assert_eq!(ask("POST", &format!("{checkpoint}?timeout=x")).await.0, 404);
+    assert_eq!(ask("POST", "/checkpoint/default/db/app").await, (404, "pod does not exist".into()));
+    assert_eq!(ask("POST", "/checkpoint/default/web/db").await, (404, "container db does not exist".into()));
+    let (status, text) = ask("GET", "/debug/pprof/heap").await;
+    assert!(status == 501 && text.contains("/debug/pprof"), "{text}");
+    assert!(ask("GET", "/statusz").await.1.contains("kubelet statusz"));
+    // Without enableSystemLogQuery a query means nothing.
+    assert!(ask("GET", "/logs/?query=kubelet").await.1.contains("0.log"));
+
+    let config = ServerConfig {
+        profiling_handler: false,
+        checkpoints: false,
+        system_log_query: true,
+        flags: vec![("max-pods".into(), "7".into())],
+        ..ServerConfig::new("node-1", "/")
+    };
+    let auth = AuthConfig { anonymous: true, mode: AuthorizationMode::AlwaysAllow, ..AuthConfig::default() };
+    let server =
+        KubeletServer::new(config, kubelet.host.clone(), Auth::new(auth, None), Metrics::new(), Metrics::default());
+    for (method, path, status, part) in [
+        ("GET", "/debug/pprof/", 405, "profiling endpoint is disabled."),
+        ("POST", checkpoint, 404, "404 page not found"),
+        ("GET", "/flagz", 200, "\nmax-pods=7\n"),
+        ("GET", "/logs/?query=0&tailLines=1", 200, "2026-01-01T00:00:01Z stderr F two\n"),
+        ("GET", "/logs/0.log?query=0", 406, "path not allowed in query mode"),
+    ] {
+        let request = Request::builder().method(method).uri(path).body(empty()).unwrap();
+        let answer = server.answer(request).await;
+        assert_eq!(answer.status(), status, "{path}");
+        let text = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+        assert!(String::from_utf8_lossy(&text).contains(part), "{path}: {text:?}");
+    }
+}
+
+#[tokio::test]
+async fn health_checks_are_counted_when_asked() {
+    let (kubelet, admin) = open().await;
+    let get = async |path: &str| kubelet.ask(Some(&admin), "GET", path).await.1;
+    *kubelet.host.health.lock().unwrap() = Err("stalled".into());
+    get("/healthz").await;
+    let page = get("/metrics/slis").await;
+    for line in [
+        r#"kubernetes_healthcheck{name="ping",type="healthz"} 1"#,
+        r#"kubernetes_healthcheck{name="syncloop",type="healthz"} 0"#,
+        r#"kubernetes_healthchecks_total{name="syncloop",status="error",type="healthz"} 1"#,
+    ] {
+        assert!(page.contains(line), "{line} in {page}");
+    }
+}
+
+#[tokio::test]
+async fn the_read_only_port_shows_without_letting_do() {
+    let (kubelet, _) = open().await;
+    let config = ServerConfig::new("node-1", "/");
+    let auth = Auth::new(AuthConfig::default(), None);
+    let server = KubeletServer::new(config, kubelet.host.clone(), auth, Metrics::new(), Metrics::default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (addr, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let serving = tokio::spawn(server.serve_read_only(listener, stop.clone()));
+    for (path, want) in [
+        ("/pods", "200 OK"),
+        ("/healthz", "200 OK"),
+        ("/stats/summary", "200 OK"),
+        ("/metrics/cadvisor", "200 OK"),
+        ("/metrics", "200 OK"),
+        ("/containerLogs/default/web/app", "404 Not Found"),
+        ("/logs/", "404 Not Found"),
+        ("/run/default/web/app?cmd=ls", "405 Method Not Allowed"),
+        ("/configz", "404 Not Found"),
+    ] {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {want}")), "{path}: {answer}");
+    }
+    stop.cancel();
+    serving.await.unwrap();
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use super::{Error, GATES, KubeletConfiguration};
 use bosun_kit::gates::FeatureGates;
+use bosun_kit::tls::{TlsError, TlsPolicy};
 
 impl KubeletConfiguration {
     /// Checks the configuration as a whole, naming every fault at once.
@@ -80,10 +81,9 @@ impl KubeletConfiguration {
             self.tls_cert_file.is_empty() != self.tls_private_key_file.is_empty(),
             "tlsCertFile and tlsPrivateKeyFile must be given together".to_owned(),
         );
-        fault(
-            !matches!(self.tls_min_version.as_str(), "" | "VersionTLS12" | "VersionTLS13"),
-            format!("tlsMinVersion {:?} must be VersionTLS12 or VersionTLS13", self.tls_min_version),
-        );
+        if let Err(error) = self.tls_policy() {
+            fault(true, error.to_string());
+        }
         for address in &self.cluster_dns {
             fault(address.parse::<std::net::IpAddr>().is_err(), format!("clusterDNS: {address:?} is no IP address"));
         }
@@ -129,6 +129,14 @@ impl KubeletConfiguration {
         if faults.is_empty() { Ok(()) } else { Err(Error::Invalid(faults)) }
     }
 
+    /// What TLS handshakes may agree on.
+    ///
+    /// # Errors
+    /// A value of `tlsMinVersion`, `tlsCipherSuites` or `tlsCurvePreferences` that cannot be had.
+    pub fn tls_policy(&self) -> Result<TlsPolicy, TlsError> {
+        TlsPolicy::new(&self.tls_min_version, &self.tls_cipher_suites, &self.tls_curve_preferences)
+    }
+
     /// The feature gates as this configuration sets them.
     ///
     /// # Errors
@@ -148,9 +156,15 @@ mod tests {
 
     #[test]
     fn every_fault_is_named_at_once() {
-        let text = "port: 70000\nclusterDNS: [ten]\nimageGCLowThresholdPercent: 90\nfeatureGates: {NoSuchGate: true}";
+        let text = "port: 70000\nclusterDNS: [ten]\nimageGCLowThresholdPercent: 90\nfeatureGates: {NoSuchGate: true}\ntlsCipherSuites: [TLS_NULL]";
         let error = KubeletConfiguration::parse(text, "f").unwrap_err().to_string();
-        for part in ["port 70000", "clusterDNS: \"ten\"", "imageGCLowThresholdPercent 90", "NoSuchGate"] {
+        for part in [
+            "port 70000",
+            "clusterDNS: \"ten\"",
+            "imageGCLowThresholdPercent 90",
+            "NoSuchGate",
+            "tlsCipherSuites: \"TLS_NULL\"",
+        ] {
             assert!(error.contains(part), "{part} in {error}");
         }
     }

@@ -272,6 +272,10 @@ impl Runtime for FakeRuntime {
         self.record("UpdateContainerResources", id).map(drop)
     }
 
+    async fn checkpoint_container(&self, id: &str, location: &str, _timeout: Duration) -> Result<()> {
+        self.record("CheckpointContainer", &format!("{id} {location}")).map(drop)
+    }
+
     async fn exec_sync(&self, _id: &str, command: Vec<String>, _timeout: Duration) -> Result<cri::ExecSyncResponse> {
         drop(self.record("ExecSync", &command.join(" "))?);
         // A command `exit N` gives N; anything else succeeds.

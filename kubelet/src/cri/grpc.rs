@@ -206,6 +206,14 @@ impl Runtime for GrpcRuntime {
         call!(self.runtime.update_container_resources(message), "UpdateContainerResources").map(drop)
     }
 
+    async fn checkpoint_container(&self, id: &str, location: &str, timeout: Duration) -> Result<()> {
+        let seconds = timeout.as_secs() as i64;
+        let message =
+            cri::CheckpointContainerRequest { container_id: id.into(), location: location.into(), timeout: seconds };
+        let deadline = if seconds == 0 { self.deadline } else { timeout };
+        call!(self.runtime.checkpoint_container(message), "CheckpointContainer", deadline).map(drop)
+    }
+
     async fn exec_sync(&self, id: &str, command: Vec<String>, timeout: Duration) -> Result<cri::ExecSyncResponse> {
         let seconds = timeout.as_secs() as i64;
         let message = cri::ExecSyncRequest { container_id: id.into(), cmd: command, timeout: seconds };

@@ -1,8 +1,9 @@
-//! The edge to the container runtime: one trait, the real one over a unix socket ([`grpc`]) and a fake that behaves
-//! like a runtime and records what it was asked ([`fake`]).
+//! The edge to the container runtime: one trait, the real one over a unix socket ([`grpc`]), one that counts and
+//! times another ([`metered`]), and a fake that behaves like a runtime and records what it was asked ([`fake`]).
 
 pub mod fake;
 pub mod grpc;
+pub mod metered;
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use futures::stream::BoxStream;
 use thiserror::Error;
 
 pub use grpc::GrpcRuntime;
+pub use metered::MeteredRuntime;
 
 /// Why a call to the runtime failed.
 #[derive(Clone, Debug, Error)]
@@ -95,6 +97,9 @@ pub trait Runtime: Send + Sync + 'static {
     async fn reopen_log(&self, id: &str) -> Result<()>;
     /// Changes limits of a running container.
     async fn update_resources(&self, id: &str, resources: cri::LinuxContainerResources) -> Result<()>;
+
+    /// Writes the state of a running container to `location`, within `timeout` (zero for the usual deadline).
+    async fn checkpoint_container(&self, id: &str, location: &str, timeout: Duration) -> Result<()>;
 
     /// Runs a command in a container and waits for it, at most `timeout`.
     async fn exec_sync(&self, id: &str, command: Vec<String>, timeout: Duration) -> Result<cri::ExecSyncResponse>;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api_status::{self, WriteError};
 use crate::context::Context;
+use crate::metrics::PodName;
 use crate::observe::Owner;
 use crate::pod::plan::{Action, Ending, Failure, PodActions, Task, View, Volumes, Waiting, active_deadline, plan};
 use crate::pod::probe::{Due, ProbeKind, Probes, Remembered};
@@ -287,6 +288,8 @@ impl Worker {
             if self.deleted {
                 self.context.objects.follow(&self.uid, None);
                 self.context.images.forget(&self.uid);
+                let containers = spec::containers(&self.pod).map(|(_, container)| container.name.as_str());
+                self.context.probe_metrics.forget(PodName::of(&self.pod), containers);
                 tasks::forget(&self.context, &self.pod, &self.runtime).await;
                 return true;
             }
@@ -665,7 +668,10 @@ impl Worker {
             let sandbox = self.runtime.newest(&due.container).map(|c| c.sandbox.clone()).unwrap_or_default();
             let host = self.pod_ips(&sandbox).into_iter().next().unwrap_or_default();
             self.tasks.spawn(async move {
+                let began = Instant::now();
                 let outcome = tasks::probe(&context, &pod, &due, &host).await;
+                let name = PodName::of(&pod);
+                context.probe_metrics.ended(name, &due.container, due.kind, &outcome, began.elapsed());
                 Done::Probe(due, outcome)
             });
         }

@@ -73,6 +73,7 @@ conf_dir = "{at}/cni"
             "containerRuntimeEndpoint": format!("unix://{at}/c.sock"),
             "staticPodPath": format!("{at}/manifests"), "podLogsDir": format!("{at}/logs/pods"),
             "cgroupRoot": format!("/{}", self.name),
+            "readOnlyPort": 10255,
             "containerLogMaxSize": "2Ki", "containerLogMaxFiles": 3, "containerLogMonitorInterval": "3s",
             "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
             "authorization": {"mode": "AlwaysAllow"},

@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::detail::processes_below;
+use super::pressure::Pressures;
+
 /// Reads cgroups below one mount point, normally `/sys/fs/cgroup`.
 #[derive(Debug, Clone)]
 pub struct CgroupReader {
@@ -27,6 +30,10 @@ pub struct Usage {
     pub faults: u64,
     /// Page faults that went to disk.
     pub major_faults: u64,
+    /// Swap used, where the kernel counts it.
+    pub swap: Option<u64>,
+    /// Swap that may be used, if that is limited.
+    pub swap_limit: Option<u64>,
 }
 
 impl Usage {
@@ -57,6 +64,27 @@ impl CgroupReader {
         first_process(&folder, 3)
     }
 
+    /// Every process in `cgroup` and below it.
+    pub(crate) fn processes(&self, cgroup: &str) -> Vec<u32> {
+        processes_below(&self.folder("memory", cgroup))
+    }
+
+    /// The stalls in `cgroup`, which version 1 does not count.
+    pub(crate) fn pressures(&self, cgroup: &str) -> Pressures {
+        if self.unified { Pressures::read(&self.folder("", cgroup)) } else { Pressures::default() }
+    }
+
+    /// Whether this is version 2.
+    pub(crate) fn is_unified(&self) -> bool {
+        self.unified
+    }
+
+    /// Where `cgroup` stands in the hierarchy of a controller; in version 2 there is one for all.
+    pub(crate) fn folder(&self, controller: &str, cgroup: &str) -> PathBuf {
+        let cgroup = cgroup.trim_start_matches('/');
+        if self.unified { self.root.join(cgroup) } else { self.root.join(controller).join(cgroup) }
+    }
+
     fn version_1(&self, cgroup: &str) -> Option<Usage> {
         let cpu = ["cpuacct", "cpu,cpuacct", "cpu"]
             .iter()
@@ -75,6 +103,10 @@ impl CgroupReader {
             limit,
             faults: of("total_pgfault"),
             major_faults: of("total_pgmajfault"),
+            swap: number(&folder.join("memory.memsw.usage_in_bytes")).map(|all| all.saturating_sub(memory)),
+            swap_limit: number(&folder.join("memory.memsw.limit_in_bytes"))
+                .zip(limit)
+                .map(|(all, memory)| all.saturating_sub(memory)),
         })
     }
 }
@@ -91,6 +123,8 @@ fn unified(folder: &Path) -> Option<Usage> {
         limit: number(&folder.join("memory.max")),
         faults: of("pgfault"),
         major_faults: of("pgmajfault"),
+        swap: number(&folder.join("memory.swap.current")),
+        swap_limit: number(&folder.join("memory.swap.max")),
     })
 }
 
@@ -106,20 +140,20 @@ fn first_process(folder: &Path, depth: u8) -> Option<u32> {
     entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).find_map(|e| first_process(&e.path(), depth - 1))
 }
 
-fn number(path: &Path) -> Option<u64> {
+pub(crate) fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
     let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
     text.lines().find_map(value)
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+    pub(crate) fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = folder.path().join(path);
@@ -155,6 +189,8 @@ mod tests {
             ("kubepods/pod1/cpu.stat", "usage_usec 5\nuser_usec 4\n"),
             ("kubepods/pod1/memory.current", "1000\n"),
             ("kubepods/pod1/memory.max", "2000\n"),
+            ("kubepods/pod1/memory.swap.current", "50\n"),
+            ("kubepods/pod1/memory.swap.max", "max\n"),
             ("kubepods/pod1/memory.stat", "anon 600\ninactive_file 300\npgfault 7\npgmajfault 1\n"),
         ]);
         let usage = CgroupReader::new(tree.path()).read("kubepods/pod1").unwrap();
@@ -167,7 +203,9 @@ mod tests {
                 rss: 600,
                 limit: Some(2000),
                 faults: 7,
-                major_faults: 1
+                major_faults: 1,
+                swap: Some(50),
+                swap_limit: None,
             }
         );
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::summary::{CpuStats, MemoryStats, PodStats, Summary};
+use super::summary::{CpuStats, MemoryStats, PodStats, Summary, SwapStats};
 
 /// One sample: labels (with braces, or empty), value, time in milliseconds.
 type Sample = (String, String, i64);
@@ -30,7 +30,8 @@ pub fn render(summary: &Summary) -> String {
         if samples.is_empty() {
             return;
         }
-        let _ = writeln!(out, "# HELP {name} [STABLE] {help}\n# TYPE {name} {kind}");
+        let stability = if name.contains("swap") { "ALPHA" } else { "STABLE" };
+        let _ = writeln!(out, "# HELP {name} [{stability}] {help}\n# TYPE {name} {kind}");
         for (labels, value, at) in samples {
             let _ = writeln!(out, "{name}{labels} {value} {at}");
         }
@@ -57,6 +58,18 @@ pub fn render(summary: &Summary) -> String {
         }),
     );
     family(
+        "container_swap_limit_bytes",
+        "gauge",
+        "Current amount of the container swap limit in bytes. Reported only on non-windows systems",
+        containers(&|c, labels| c.swap.as_ref().and_then(|swap| swap_limit_sample(labels, swap))),
+    );
+    family(
+        "container_swap_usage_bytes",
+        "gauge",
+        "Current amount of the container swap usage in bytes. Reported only on non-windows systems",
+        containers(&|c, labels| c.swap.as_ref().map(|swap| swap_sample(labels, swap))),
+    );
+    family(
         "node_cpu_usage_seconds_total",
         "counter",
         "Cumulative cpu time consumed by the node in core-seconds",
@@ -69,6 +82,12 @@ pub fn render(summary: &Summary) -> String {
         one(node.memory.as_ref().map(|memory| memory_sample(String::new(), memory))),
     );
     family(
+        "node_swap_usage_bytes",
+        "gauge",
+        "Current swap usage of the node in bytes. Reported only on non-windows systems",
+        one(node.swap.as_ref().map(|swap| swap_sample(String::new(), swap))),
+    );
+    family(
         "pod_cpu_usage_seconds_total",
         "counter",
         "Cumulative cpu time consumed by the pod in core-seconds",
@@ -79,6 +98,12 @@ pub fn render(summary: &Summary) -> String {
         "gauge",
         "Current working set of the pod in bytes",
         pods(&|pod, labels| pod.memory.as_ref().map(|memory| memory_sample(labels, memory))),
+    );
+    family(
+        "pod_swap_usage_bytes",
+        "gauge",
+        "Current amount of the pod swap usage in bytes. Reported only on non-windows systems",
+        pods(&|pod, labels| pod.swap.as_ref().map(|swap| swap_sample(labels, swap))),
     );
     out +=
         "# HELP resource_scrape_error [STABLE] 1 if there was an error while getting container metrics, 0 otherwise\n";
@@ -94,6 +119,15 @@ fn memory_sample(labels: String, memory: &MemoryStats) -> Sample {
     (labels, memory.working_set_bytes.to_string(), memory.time.as_millisecond())
 }
 
+fn swap_sample(labels: String, swap: &SwapStats) -> Sample {
+    (labels, swap.swap_usage_bytes.to_string(), swap.time.as_millisecond())
+}
+
+fn swap_limit_sample(labels: String, swap: &SwapStats) -> Option<Sample> {
+    let limit = swap.swap_available_bytes? + swap.swap_usage_bytes;
+    Some((labels, limit.to_string(), swap.time.as_millisecond()))
+}
+
 fn seconds(nanoseconds: u64) -> String {
     format!("{}.{:09}", nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000)
 }
@@ -106,7 +140,7 @@ mod tests {
     #[test]
     fn the_page() {
         let time = "2026-01-01T00:00:00Z".parse().unwrap();
-        let cpu = Some(CpuStats { time, usage_nano_cores: None, usage_core_nano_seconds: 1_500_000_000 });
+        let cpu = Some(CpuStats { time, usage_nano_cores: None, usage_core_nano_seconds: 1_500_000_000, psi: None });
         let memory = Some(MemoryStats {
             time,
             available_bytes: None,
@@ -115,9 +149,16 @@ mod tests {
             rss_bytes: 0,
             page_faults: 0,
             major_page_faults: 0,
+            psi: None,
         });
-        let container =
-            ContainerStats { name: "app".into(), start_time: Some(time), cpu: cpu.clone(), memory: memory.clone() };
+        let container = ContainerStats {
+            name: "app".into(),
+            start_time: Some(time),
+            cpu: cpu.clone(),
+            memory: memory.clone(),
+            swap: Some(SwapStats { time, swap_available_bytes: Some(5), swap_usage_bytes: 3 }),
+            ..ContainerStats::default()
+        };
         let pod = PodStats {
             pod_ref: PodReference { name: "web".into(), namespace: "default".into(), uid: "u".into() },
             containers: vec![container],
@@ -134,6 +175,8 @@ mod tests {
                 "container_cpu_usage_seconds_total{container=\"app\",namespace=\"default\",pod=\"web\"} 1.500000000 1767225600000",
                 "container_memory_working_set_bytes{container=\"app\",namespace=\"default\",pod=\"web\"} 7 1767225600000",
                 "container_start_time_seconds{container=\"app\",namespace=\"default\",pod=\"web\"} 1767225600.000000000 1767225600000",
+                "container_swap_limit_bytes{container=\"app\",namespace=\"default\",pod=\"web\"} 8 1767225600000",
+                "container_swap_usage_bytes{container=\"app\",namespace=\"default\",pod=\"web\"} 3 1767225600000",
                 "node_cpu_usage_seconds_total 1.500000000 1767225600000",
                 "node_memory_working_set_bytes 7 1767225600000",
                 "pod_cpu_usage_seconds_total{namespace=\"default\",pod=\"web\"} 1.500000000 1767225600000",

@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::pressure::PsiStats;
+
 /// Everything: the node and its pods.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Summary {
@@ -18,6 +20,8 @@ pub struct Summary {
 pub struct NodeStats {
     /// Name of the node.
     pub node_name: String,
+    /// Daemons, and all pods together.
+    pub system_containers: Vec<ContainerStats>,
     /// When it booted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Timestamp>,
@@ -27,15 +31,24 @@ pub struct NodeStats {
     /// Memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryStats>,
+    /// Stalls for block devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io: Option<IoStats>,
     /// Its network devices.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkStats>,
     /// The file system of the kubelet's folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fs: Option<FsStats>,
+    /// What the container runtime keeps on disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<RuntimeStats>,
     /// Process ids.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rlimit: Option<RlimitStats>,
+    /// Swap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap: Option<SwapStats>,
 }
 
 /// Which pod is meant.
@@ -66,9 +79,24 @@ pub struct PodStats {
     /// Memory of the whole pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryStats>,
+    /// Stalls for block devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io: Option<IoStats>,
     /// Its network namespace's devices; none with host network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkStats>,
+    /// Its volumes, as far as they can be measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volume: Vec<VolumeStats>,
+    /// Containers, logs and local volumes together, on the file system of the kubelet's folder.
+    #[serde(rename = "ephemeral-storage", skip_serializing_if = "Option::is_none")]
+    pub ephemeral_storage: Option<FsStats>,
+    /// Its processes.
+    #[serde(rename = "process_stats", skip_serializing_if = "Option::is_none")]
+    pub process_stats: Option<ProcessStats>,
+    /// Swap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap: Option<SwapStats>,
 }
 
 /// A container's usage.
@@ -86,6 +114,18 @@ pub struct ContainerStats {
     /// Memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryStats>,
+    /// Stalls for block devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io: Option<IoStats>,
+    /// Its writable layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rootfs: Option<FsStats>,
+    /// Its logs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logs: Option<FsStats>,
+    /// Swap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap: Option<SwapStats>,
 }
 
 /// Processor time.
@@ -99,6 +139,9 @@ pub struct CpuStats {
     pub usage_nano_cores: Option<u64>,
     /// Nanoseconds of a core since the start.
     pub usage_core_nano_seconds: u64,
+    /// Stalls for want of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub psi: Option<PsiStats>,
 }
 
 /// Memory, in bytes.
@@ -120,6 +163,73 @@ pub struct MemoryStats {
     pub page_faults: u64,
     /// Faults that went to disk.
     pub major_page_faults: u64,
+    /// Stalls for want of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub psi: Option<PsiStats>,
+}
+
+/// Stalls for block devices.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct IoStats {
+    /// When they were read.
+    pub time: Timestamp,
+    /// The stalls.
+    pub psi: PsiStats,
+}
+
+/// Swap, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SwapStats {
+    /// When it was read.
+    pub time: Timestamp,
+    /// Left before the limit; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_available_bytes: Option<u64>,
+    /// Used.
+    pub swap_usage_bytes: u64,
+}
+
+/// How many processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ProcessStats {
+    /// The number.
+    pub process_count: u64,
+}
+
+/// What the container runtime keeps on disk.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuntimeStats {
+    /// Images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_fs: Option<FsStats>,
+    /// Writable layers of containers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container_fs: Option<FsStats>,
+}
+
+/// A volume's usage.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeStats {
+    /// Its file system, with what the volume itself takes of it.
+    #[serde(flatten)]
+    pub fs: FsStats,
+    /// The volume's name in the pod.
+    pub name: String,
+    /// The claim behind it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pvc_ref: Option<PvcReference>,
+}
+
+/// Which claim is meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PvcReference {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
 }
 
 /// Network counters: those of the default interface, and of each.

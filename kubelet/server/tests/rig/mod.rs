@@ -1,6 +1,8 @@
 //! A kubelet server over real TLS, with a kubelet of one pod, an API server of a few permissions and a runtime's
 //! streaming server behind it.
 
+mod spdy;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,7 +17,7 @@ use bosun_kit::pki::{CertificateAuthority, KeyedCert, LeafParams, Usage};
 use bosun_kit::tls;
 use bosun_kubelet_server::auth::{Access, Auth, AuthConfig, ReviewError, Reviewer, User};
 use bosun_kubelet_server::host::{
-    ContainerLog, ContainerRef, HostError, KubeletHost, PodRef, PodUsageSource, StreamOptions,
+    ContainerLog, ContainerRef, HostError, KubeletHost, PodRef, RuntimeStorage, StreamOptions, UsageSources,
 };
 use bosun_kubelet_server::{KubeletServer, ServerConfig};
 use futures::FutureExt;
@@ -89,12 +91,23 @@ impl KubeletHost for Host {
         Ok(format!("ran {command:?}").into_bytes())
     }
 
+    async fn checkpoint(&self, target: &ContainerRef, timeout: Option<Duration>) -> Result<PathBuf, HostError> {
+        match timeout {
+            Some(Duration::ZERO) => Err(HostError::Internal("CheckpointContainer: unimplemented".into())),
+            _ => Ok(PathBuf::from(format!("/checkpoints/{target} {timeout:?}"))),
+        }
+    }
+
     fn sync_loop_health(&self) -> Result<(), String> {
         self.health.lock().unwrap().clone()
     }
 
-    fn usage_sources(&self) -> Vec<PodUsageSource> {
-        Vec::new()
+    fn usage_sources(&self) -> UsageSources {
+        UsageSources::default()
+    }
+
+    async fn runtime_storage(&self) -> Result<RuntimeStorage, HostError> {
+        Err(HostError::Unavailable("the runtime is away".into()))
     }
 
     fn configz(&self) -> serde_json::Value {
@@ -173,12 +186,7 @@ impl Kubelet {
             health: Mutex::new(Ok(())),
         });
         let reviews = Arc::new(Reviews { allowed: allowed.iter().copied().collect(), ..Reviews::default() });
-        let config = ServerConfig {
-            node_name: "node-1".into(),
-            root_dir: folder.path().to_owned(),
-            debugging_handlers: true,
-            system_log_handler: true,
-        };
+        let config = ServerConfig::new("node-1", folder.path());
         let auth = Auth::new(auth, Some(reviews.clone()));
         let server = KubeletServer::new(config, host.clone(), auth, Metrics::new(), Metrics::default());
         let ca = CertificateAuthority::generate("cluster").unwrap();
@@ -259,9 +267,13 @@ async fn session(mut stream: TcpStream) {
         head.push(stream.read_u8().await.unwrap());
     }
     let head = String::from_utf8(head).unwrap();
+    let remote_command = head.contains("x-stream-protocol-version: v4.channel.k8s.io");
     let upgrade = if head.to_lowercase().contains("websocket") { "websocket" } else { "SPDY/3.1" };
     let answer = format!("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: {upgrade}\r\n\r\n");
     stream.write_all(answer.as_bytes()).await.unwrap();
+    if remote_command {
+        return spdy::serve(stream).await;
+    }
     stream.write_all(format!("{}|", head.replace("\r\n", "/")).as_bytes()).await.unwrap();
     let mut buffer = [0; 64];
     while let Ok(n @ 1..) = stream.read(&mut buffer).await {

@@ -1,8 +1,11 @@
 //! `/exec`, `/attach`, `/portForward`: the client's upgraded connection, spliced to the runtime's streaming server.
 //!
 //! The runtime gives a URL of one use for each session; what is said on the connection (SPDY or WebSocket frames) is
-//! between the client and the runtime. Only the WebSocket protocols that runtimes speak are let through: the fifth
-//! version of the channel protocol is refused, upon which kubectl takes SPDY.
+//! between the client and the runtime, as long as the runtime speaks what the client offers. The WebSocket protocols
+//! that are younger than the runtimes' streaming servers are translated ([`websocket`]).
+
+mod spdy;
+mod websocket;
 
 use std::time::Duration;
 
@@ -43,12 +46,13 @@ pub(crate) fn stream_options(query: &[(String, String)]) -> Result<StreamOptions
     }
 }
 
-/// The ports of a WebSocket port-forward, from `port` parameters; SPDY names ports within the connection.
+/// The ports of a WebSocket port-forward, from `port` parameters; SPDY names ports within the
+/// connection.
 ///
 /// # Errors
 /// None, or one that is no port.
 pub(crate) fn forwarded_ports(headers: &HeaderMap, query: &[(String, String)]) -> Result<Vec<u16>, HostError> {
-    if !is_websocket(headers) {
+    if !is_websocket(headers) || websocket::offers(headers, websocket::TUNNEL) {
         return Ok(Vec::new());
     }
     let values = || query.iter().filter(|(key, _)| key == "port" || key == "ports").map(|(_, value)| value);
@@ -66,15 +70,48 @@ pub(crate) fn forwarded_ports(headers: &HeaderMap, query: &[(String, String)]) -
         .collect()
 }
 
-/// Checks that the request can be spliced at all, before the runtime is asked for a session.
+/// How a session is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carriage {
+    /// Byte by byte.
+    Splice,
+    /// The fifth version of the channel protocol, translated.
+    Channels,
+    /// SPDY within WebSocket, taken out.
+    Tunnel,
+}
+
+/// Decides how the request is carried, before the runtime is asked for a session; `forward` for a port-forward.
 ///
 /// # Errors
-/// It is no upgrade, or to a protocol that the runtime does not speak.
-pub(crate) fn check_upgrade(headers: &mut HeaderMap) -> Result<(), HostError> {
+/// It is no upgrade, or to a protocol that is not spoken.
+pub(crate) fn check_upgrade(headers: &mut HeaderMap, forward: bool) -> Result<Carriage, HostError> {
     if !upgrade::is_upgrade(headers) {
         return Err(bad("Upgrade request required"));
     }
-    if is_websocket(headers) { keep_spoken_protocols(headers) } else { Ok(()) }
+    match (is_websocket(headers), forward) {
+        (true, false) if websocket::offers(headers, websocket::CHANNELS_V5) => Ok(Carriage::Channels),
+        (true, true) if websocket::offers(headers, websocket::TUNNEL) => Ok(Carriage::Tunnel),
+        (true, _) => keep_spoken_protocols(headers).map(|()| Carriage::Splice),
+        (false, _) => Ok(Carriage::Splice),
+    }
+}
+
+/// Carries the session to `url`, which the runtime gave.
+///
+/// # Errors
+/// The runtime's streaming server cannot be reached.
+pub(crate) async fn carry(
+    request: Request<Body>,
+    url: &str,
+    carriage: Carriage,
+    options: StreamOptions,
+) -> Result<Response<Body>, HostError> {
+    match carriage {
+        Carriage::Splice => splice(request, url).await,
+        Carriage::Channels => websocket::channels(request, url, options).await,
+        Carriage::Tunnel => websocket::tunnel(request, url).await,
+    }
 }
 
 fn bad(message: impl Into<String>) -> HostError {
@@ -85,16 +122,14 @@ fn is_websocket(headers: &HeaderMap) -> bool {
     headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
+fn offered_protocols(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all(&WS_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(|p| p.trim().to_owned()).filter(|p| !p.is_empty()).collect()
+}
+
 /// Takes the subprotocols that no runtime speaks out of the client's offer.
 fn keep_spoken_protocols(headers: &mut HeaderMap) -> Result<(), HostError> {
-    let offered: Vec<String> = headers
-        .get_all(&WS_PROTOCOL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|protocol| protocol.trim().to_owned())
-        .filter(|protocol| !protocol.is_empty())
-        .collect();
+    let offered = offered_protocols(headers);
     if offered.is_empty() {
         return Ok(());
     }
@@ -111,28 +146,39 @@ fn keep_spoken_protocols(headers: &mut HeaderMap) -> Result<(), HostError> {
     Ok(())
 }
 
-/// Splices the client's connection to `url`, which the runtime gave.
-///
-/// # Errors
-/// The runtime's streaming server cannot be reached.
-pub(crate) async fn splice(request: Request<Body>, url: &str) -> Result<Response<Body>, HostError> {
+/// A connection to the runtime's streaming server.
+struct Upstream {
+    stream: TcpStream,
+    authority: String,
+    /// Path and query of the session.
+    target: Uri,
+}
+
+async fn dial(url: &str) -> Result<Upstream, HostError> {
     let (authority, target) = parse(url).map_err(HostError::Internal)?;
     let server = format!("the container runtime's streaming server {authority}");
-    let upstream = match tokio::time::timeout(DIAL_DEADLINE, TcpStream::connect(&authority)).await {
+    let stream = match tokio::time::timeout(DIAL_DEADLINE, TcpStream::connect(&authority)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(HostError::Unavailable(format!("error dialing {server}: {error}"))),
         Err(_) => return Err(HostError::Unavailable(format!("{server} does not answer"))),
     };
-    if let Err(error) = upstream.set_nodelay(true) {
+    if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
+    Ok(Upstream { stream, authority, target })
+}
+
+/// Splices the client's connection to the runtime's.
+async fn splice(request: Request<Body>, url: &str) -> Result<Response<Body>, HostError> {
+    let Upstream { stream, authority, target } = dial(url).await?;
     let (mut parts, _) = request.into_parts();
     parts.uri = target;
     // The client's credentials are for us.
     parts.headers.remove(header::AUTHORIZATION);
-    let host = HeaderValue::from_str(&authority).map_err(|error| HostError::Internal(format!("{server}: {error}")))?;
+    let host =
+        HeaderValue::from_str(&authority).map_err(|error| HostError::Internal(format!("{authority}: {error}")))?;
     parts.headers.insert(header::HOST, host);
-    Ok(upgrade::proxy(Request::from_parts(parts, empty()), upstream).await)
+    Ok(upgrade::proxy(Request::from_parts(parts, empty()), stream).await)
 }
 
 fn parse(url: &str) -> Result<(String, Uri), String> {
@@ -178,15 +224,20 @@ mod tests {
     }
 
     #[test]
-    fn offers_only_what_the_runtime_speaks() {
-        let mut headers = websocket("v5.channel.k8s.io,v4.channel.k8s.io");
-        assert!(check_upgrade(&mut headers).is_ok());
+    fn translates_what_the_runtime_does_not_speak() {
+        let mut headers = websocket("v4.channel.k8s.io,channel.k8s.io");
+        assert_eq!(check_upgrade(&mut headers, false), Ok(Carriage::Splice));
+        let mut headers = websocket("v6.channel.k8s.io,v4.channel.k8s.io");
+        assert_eq!(check_upgrade(&mut headers, false), Ok(Carriage::Splice));
         assert_eq!(headers[WS_PROTOCOL], "v4.channel.k8s.io");
-        for unspoken in ["v5.channel.k8s.io", "SPDY/3.1+portforward.k8s.io"] {
-            let refused = check_upgrade(&mut websocket(unspoken)).unwrap_err();
+        let mut headers = websocket("v5.channel.k8s.io,v4.channel.k8s.io");
+        assert_eq!(check_upgrade(&mut headers, false), Ok(Carriage::Channels));
+        assert_eq!(check_upgrade(&mut websocket("SPDY/3.1+portforward.k8s.io"), true), Ok(Carriage::Tunnel));
+        for (unspoken, forward) in [("v6.channel.k8s.io", false), ("SPDY/3.1+portforward.k8s.io", false)] {
+            let refused = check_upgrade(&mut websocket(unspoken), forward).unwrap_err();
             assert!(matches!(refused, HostError::BadRequest(_)));
         }
-        let refused = check_upgrade(&mut HeaderMap::new()).unwrap_err();
+        let refused = check_upgrade(&mut HeaderMap::new(), false).unwrap_err();
         assert!(matches!(refused, HostError::BadRequest(_)));
     }
 

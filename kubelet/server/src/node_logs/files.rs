@@ -1,4 +1,4 @@
-//! `/logs/`: the node's log folder, files and listings.
+//! Files and listings of the log folder.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};

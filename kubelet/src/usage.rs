@@ -1,0 +1,162 @@
+//! Where the usage of pods, of their volumes and of daemons can be read, told to the server that shows it.
+
+use std::path::PathBuf;
+
+use bosun_kubelet_server::host::{
+    ContainerUsageSource, PodUsageSource, RuntimeFs, RuntimeStorage, SandboxUsageSource, VolumeSource,
+};
+use bosun_kubelet_server::stats::DiskUse;
+use bosun_proto::cri;
+
+use crate::make::{Node, resources};
+use crate::pod::record::timestamp;
+use crate::pod::spec;
+use crate::volumes;
+use crate::worker::Snapshot;
+
+/// Where a pod's usage can be read.
+pub(crate) fn pod(snapshot: &Snapshot, node: &Node) -> PodUsageSource {
+    let Snapshot { pod, runtime } = snapshot;
+    let parent = resources::cgroup_parent(pod, node);
+    let logs = node.log_dir(pod);
+    let containers = runtime.running().map(|container| ContainerUsageSource {
+        name: container.name.clone(),
+        id: container.id.clone(),
+        image: container.image.clone(),
+        cgroup: container_cgroup(&parent, &container.id, node),
+        log_dir: Some(logs.join(&container.name)),
+        started: timestamp(container.started_at),
+    });
+    let sandbox = runtime.ready_sandbox().map(|sandbox| SandboxUsageSource {
+        id: sandbox.id.clone(),
+        cgroup: container_cgroup(&parent, &sandbox.id, node),
+    });
+    let volumes = spec::spec(pod).volumes.iter().flatten().filter_map(|volume| {
+        // A hostPath is the node's and not the pod's: it has no plugin's folder.
+        let path = volumes::plugin(volume).map(|plugin| node.volume_dir(pod, plugin, &volume.name))?;
+        Some(VolumeSource { name: volume.name.clone(), path, claim: None })
+    });
+    PodUsageSource {
+        name: spec::name(pod).to_owned(),
+        namespace: spec::namespace(pod).to_owned(),
+        uid: spec::uid(pod).to_owned(),
+        cgroup: path(&parent, node),
+        started: runtime.sandboxes.first().and_then(|sandbox| timestamp(sandbox.created_at)),
+        host_network: spec::host_network(pod),
+        sandbox,
+        containers: containers.collect(),
+        volumes: volumes.collect(),
+    }
+}
+
+/// The cgroup of all pods.
+pub(crate) fn pods_cgroup(node: &Node) -> String {
+    if node.systemd_cgroups { "/kubepods.slice".to_owned() } else { node.cgroup_root.clone() }
+}
+
+/// The cgroups above those of pods.
+pub(crate) fn shared_cgroups(node: &Node) -> Vec<String> {
+    let root = pods_cgroup(node);
+    let class = |class: &str| match node.systemd_cgroups {
+        true => format!("{root}/kubepods-{class}.slice"),
+        false => format!("{root}/{class}"),
+    };
+    let classes = ["burstable", "besteffort"].map(class);
+    if node.cgroups_per_qos { [root].into_iter().chain(classes).collect() } else { vec![root] }
+}
+
+/// The cgroup that this process is in: of the unified hierarchy, or of the memory controller.
+pub(crate) fn own_cgroup() -> Option<String> {
+    own(&std::fs::read_to_string("/proc/self/cgroup").ok()?)
+}
+
+fn own(text: &str) -> Option<String> {
+    let of = |wanted: &str| {
+        text.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            controllers.split(',').any(|controller| controller == wanted).then(|| path.to_owned())
+        })
+    };
+    // The root is the machine and no daemon.
+    of("memory").or_else(|| of("")).filter(|path| path != "/")
+}
+
+/// A pod's cgroup below the hierarchy's root, of what the runtime was told: a slice stands within the slices that its
+/// name is made of.
+fn path(parent: &str, node: &Node) -> String {
+    if !node.systemd_cgroups {
+        return parent.to_owned();
+    }
+    let name = parent.trim_end_matches(".slice");
+    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
+    ends.map(|end| format!("/{}.slice", &name[..end])).collect()
+}
+
+fn container_cgroup(parent: &str, id: &str, node: &Node) -> String {
+    let name = if node.systemd_cgroups { format!("cri-containerd-{id}.scope") } else { id.to_owned() };
+    format!("{}/{name}", path(parent, node))
+}
+
+/// What the runtime's answers say of its storage.
+pub(crate) fn storage(filesystems: cri::ImageFsInfoResponse, containers: Vec<cri::ContainerStats>) -> RuntimeStorage {
+    let layer =
+        |container: cri::ContainerStats| Some((container.attributes?.id, usage(container.writable_layer.as_ref()?)));
+    RuntimeStorage {
+        images: filesystems.image_filesystems.first().map(filesystem),
+        containers: filesystems.container_filesystems.first().map(filesystem),
+        layers: containers.into_iter().filter_map(layer).collect(),
+    }
+}
+
+fn filesystem(told: &cri::FilesystemUsage) -> RuntimeFs {
+    let mountpoint = told.fs_id.as_ref().map(|id| PathBuf::from(&id.mountpoint)).unwrap_or_default();
+    RuntimeFs { mountpoint, used: usage(told) }
+}
+
+fn usage(told: &cri::FilesystemUsage) -> DiskUse {
+    let value = |value: &Option<cri::UInt64Value>| value.as_ref().map_or(0, |v| v.value);
+    DiskUse { bytes: value(&told.used_bytes), inodes: value(&told.inodes_used) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(systemd_cgroups: bool) -> Node {
+        Node {
+            name: "n".into(),
+            ips: Vec::new(),
+            root_dir: "/k".into(),
+            pod_logs_dir: "/l".into(),
+            container_logs_dir: "/c".into(),
+            cluster_dns: Vec::new(),
+            cluster_domain: String::new(),
+            resolver_file: None,
+            seccomp_default: false,
+            cpu_quota_period: None,
+            memory_capacity: 1,
+            cpu_capacity: 1,
+            cgroup_root: "/kubepods".into(),
+            cgroups_per_qos: true,
+            systemd_cgroups,
+        }
+    }
+
+    #[test]
+    fn cgroups_of_both_drivers() {
+        let slices = container_cgroup("kubepods-burstable-pod1_2.slice", "abc", &node(true));
+        let want = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-containerd-abc.scope";
+        assert_eq!(slices, want);
+        assert_eq!(container_cgroup("/kubepods/pod1-2", "abc", &node(false)), "/kubepods/pod1-2/abc");
+        assert_eq!(shared_cgroups(&node(true))[1], "/kubepods.slice/kubepods-burstable.slice");
+        assert_eq!(shared_cgroups(&node(false)), ["/kubepods", "/kubepods/burstable", "/kubepods/besteffort"]);
+    }
+
+    #[test]
+    fn the_kubelet_s_own_cgroup() {
+        assert_eq!(own("5:memory:/a\n4:cpu,cpuacct:/b\n0::/c\n").as_deref(), Some("/a"));
+        assert_eq!(own("0::/system.slice/kubelet.service\n").as_deref(), Some("/system.slice/kubelet.service"));
+        assert_eq!(own("0::/\n"), None);
+    }
+}
