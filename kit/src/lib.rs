@@ -16,6 +16,7 @@ pub mod http;
 pub mod informer;
 pub mod leader;
 pub mod logs;
+pub mod memory;
 pub mod metrics;
 pub mod pki;
 pub mod program;

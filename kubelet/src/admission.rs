@@ -92,9 +92,9 @@ fn placement(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A resource that the node has too little of for a pod.
-struct Shortage {
-    resource: String,
+/// A resource that the node has too little of for a pod, in its base unit (thousandths for cores).
+pub(crate) struct Shortage {
+    pub(crate) resource: String,
     requested: i64,
     used: i64,
     capacity: i64,
@@ -110,7 +110,8 @@ impl fmt::Display for Shortage {
     }
 }
 
-fn shortages(pod: &Pod, others: &[&Pod], offer: &Offer) -> Vec<Shortage> {
+/// What the node has too little of for `pod`, beside what `others` have.
+pub(crate) fn shortages(pod: &Pod, others: &[&Pod], offer: &Offer) -> Vec<Shortage> {
     let mut found = Vec::new();
     if others.len() >= offer.max_pods {
         let (used, capacity) = (others.len() as i64, offer.max_pods as i64);

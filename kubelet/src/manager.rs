@@ -17,6 +17,7 @@ use crate::context::Context;
 use crate::objects::ApiObjects;
 use crate::observe::{News, Owner};
 use crate::pod::record::PodRecord;
+use crate::pod::resize::{self, Answer};
 use crate::pod::spec;
 use crate::sources::is_mirror;
 use crate::worker::{self, Handle, Message, Start, Verdict};
@@ -67,6 +68,8 @@ pub struct Manager {
     again_to: mpsc::UnboundedSender<String>,
     again: mpsc::UnboundedReceiver<String>,
     mirrors: HashMap<(String, String), Arc<Pod>>,
+    /// Pods that ask for more resources than there are at present.
+    deferred: BTreeMap<String, Arc<Pod>>,
     statics_known: bool,
     api_known: bool,
     ended_to: mpsc::UnboundedSender<String>,
@@ -94,6 +97,7 @@ impl Manager {
             statics: BTreeMap::new(),
             queued: BTreeMap::new(),
             mirrors: HashMap::new(),
+            deferred: BTreeMap::new(),
             statics_known: false,
             api_known: false,
             ended_to,
@@ -160,7 +164,10 @@ impl Manager {
                 handle.tell(Message::Update(pod));
                 handle.tell(Message::Remove);
             }
-            (Some(handle), false) => handle.tell(Message::Update(pod)),
+            (Some(handle), false) => {
+                handle.tell(Message::Update(pod.clone()));
+                self.judge_resize(&pod, &handle);
+            }
             (None, true) => drop(self.held.remove(spec::uid(&pod))),
             (None, false) => match self.held.get_mut(spec::uid(&pod)) {
                 Some((held, _)) => *held = pod,
@@ -258,14 +265,54 @@ impl Manager {
                 Some((reason, format!("Pod was rejected: {message}")))
             }
         };
-        self.start(pod, Start { runtime, rejected, orphan: false, is_static });
+        self.start(pod.clone(), Start { runtime, rejected, orphan: false, is_static });
+        if let (Some(handle), false) = (self.handle(spec::uid(&pod)), is_static) {
+            self.judge_resize(&pod, &handle);
+        }
+    }
+
+    /// Answers a pod that asks for other resources than it was granted.
+    fn judge_resize(&mut self, pod: &Arc<Pod>, handle: &Handle) {
+        let uid = spec::uid(pod);
+        self.deferred.remove(uid);
+        if !resize::differs(pod, &handle.pod()) {
+            return;
+        }
+        let others = self.others(uid);
+        let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
+        let answer = {
+            let offer = self.offer.lock().unwrap_or_else(PoisonError::into_inner);
+            resize::judge(pod, &others, &offer)
+        };
+        if let Answer::Deferred(_) = &answer {
+            self.deferred.insert(uid.to_owned(), pod.clone());
+        }
+        handle.tell(Message::Resize(answer));
+    }
+
+    /// Asks again for those that had to wait, the most important first (then by age), since there may be more room.
+    fn judge_deferred(&mut self) {
+        let mut waiting: Vec<Arc<Pod>> = std::mem::take(&mut self.deferred).into_values().collect();
+        waiting.sort_by_key(|pod| {
+            let priority = spec::spec(pod).priority.unwrap_or_default();
+            (std::cmp::Reverse(priority), pod.metadata.creation_timestamp.as_ref().map(|at| at.0))
+        });
+        for pod in waiting {
+            if let Some(handle) = self.handle(spec::uid(&pod)) {
+                self.judge_resize(&pod, &handle);
+            }
+        }
+    }
+
+    /// The other pods that hold resources, with what was granted to them.
+    fn others(&self, uid: &str) -> Vec<Arc<Pod>> {
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        let others = pods.iter().filter(|(other, _)| *other != uid).map(|(_, handle)| handle.pod());
+        others.filter(|pod| !bosun_api::pod::is_terminal(pod)).collect()
     }
 
     fn judge(&self, pod: &Pod) -> Judgement {
-        let others: Vec<Arc<Pod>> = {
-            let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-            pods.values().map(Handle::pod).filter(|p| !bosun_api::pod::is_terminal(p)).collect()
-        };
+        let others = self.others(spec::uid(pod));
         let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
         let offer = self.offer.lock().unwrap_or_else(PoisonError::into_inner);
         let Err(refusal) = admit(pod, &others, &offer) else { return Judgement::Admit };
@@ -404,6 +451,8 @@ impl Manager {
     fn ended(&mut self, uid: &str) {
         let gone = self.pods.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
         let Some(gone) = gone.map(|handle| handle.pod()) else { return };
+        self.deferred.remove(uid);
+        self.judge_deferred();
         let waiting = self
             .queued
             .iter()
@@ -424,8 +473,9 @@ impl Manager {
         }
     }
 
-    /// Removes folders and cgroups of pods that nobody knows.
+    /// Removes folders and cgroups of pods that nobody knows, and asks again for resizes that had to wait.
     async fn sweep(&mut self) {
+        self.judge_deferred();
         if !(self.api_known && self.statics_known) {
             return;
         }
@@ -462,6 +512,8 @@ impl Manager {
                 tracing::warn!(uid, %error, "the cgroup of a pod that is gone was not removed");
             }
         }
+        // Pods come and go in bursts; what they took meanwhile is not ours to keep.
+        bosun_kit::memory::give_back();
     }
 }
 

@@ -14,6 +14,9 @@ pub struct Options {
     /// A KubeletConfiguration file.
     #[arg(long, value_name = "FILE", help_heading = "Configuration")]
     pub config: Option<PathBuf>,
+    /// A folder of drop-ins, *.conf, that are merged into the configuration in the order of their names.
+    #[arg(long, value_name = "DIR", help_heading = "Configuration")]
+    pub config_dir: Option<PathBuf>,
     /// How to reach the API server; without it static pods run alone. Written by the bootstrap if it is missing.
     #[arg(long, value_name = "FILE", help_heading = "Configuration")]
     pub kubeconfig: Option<PathBuf>,
@@ -138,9 +141,10 @@ impl Options {
     /// # Errors
     /// The file is missing or wrong, or what comes out contradicts itself.
     pub fn configuration(&self) -> Result<KubeletConfiguration, Error> {
-        let mut config = match &self.config {
-            Some(path) => KubeletConfiguration::load(path)?,
-            None => KubeletConfiguration::default(),
+        let mut config = match (&self.config, &self.config_dir) {
+            (file, Some(folder)) => KubeletConfiguration::load_with_drop_ins(file.as_deref(), folder)?,
+            (Some(path), None) => KubeletConfiguration::load(path)?,
+            (None, None) => KubeletConfiguration::default(),
         };
         let set = |field: &mut String, value: &Option<String>| {
             if let Some(value) = value {

@@ -138,9 +138,8 @@ impl<T: Table> Daemon<T> {
             return Ok(());
         }
         sysctl::prepare(&desired.pod_cidrs);
-        if self.config.masquerade {
-            let rules = Rules { pods: desired.pod_cidrs.clone(), inside: self.inside.clone() };
-            rules.load()?;
+        if let Some(guard) = &mut self.guard {
+            guard.load(&Rules { pods: desired.pod_cidrs.clone(), inside: self.inside.clone() })?;
         }
         let missing = conflist::missing_plugins(&self.config);
         if !missing.is_empty() {
@@ -172,10 +171,9 @@ impl<T: Table> Daemon<T> {
 }
 
 async fn deleted(guard: &mut Option<Guard>) {
-    let Some(open) = guard else { return std::future::pending().await };
-    if let Err(error) = open.deleted().await {
+    let Some(guard) = guard else { return std::future::pending().await };
+    if let Err(error) = guard.deleted().await {
         tracing::warn!(error = format!("{error:#}"), "changes of rules are no longer noticed");
-        *guard = None;
     }
 }
 

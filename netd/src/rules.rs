@@ -40,12 +40,6 @@ impl Rules {
         }
         batch
     }
-
-    /// Loads the rules.
-    pub(crate) fn load(&self) -> Result<()> {
-        let mut connection = Connection::open().context("open a netfilter socket")?;
-        connection.commit(self.batch()).context("load the masquerade rules (needs nf_tables with NAT in the kernel)")
-    }
 }
 
 fn from(pods: &IpNet) -> Match {
@@ -62,29 +56,46 @@ fn multicast(pods: &IpNet) -> IpNet {
     IpNet::new(first, length).unwrap_or_else(|_| first.into())
 }
 
-/// Tells when somebody deletes from our table.
+/// Loads our table, and tells when somebody else deletes from it.
 pub(crate) struct Guard {
-    monitor: AsyncFd<Monitor>,
+    connection: Connection,
+    /// None once it has failed.
+    monitor: Option<AsyncFd<Monitor>>,
 }
 
 impl Guard {
     pub(crate) fn open() -> Result<Self> {
+        let connection = Connection::open().context("open a netfilter socket")?;
         let monitor = Monitor::open().context("listen to changes of rules")?;
         #[expect(unsafe_code, reason = "the registration must not outlive the descriptor")]
         // SAFETY: the monitor owns its socket, keeps the same one until it is dropped, and is owned by the AsyncFd.
         let monitor = unsafe { AsyncFd::register_with_interest(monitor, Interest::READABLE)? };
-        Ok(Self { monitor })
+        Ok(Self { connection, monitor: Some(monitor) })
     }
 
-    /// Waits until something of ours was deleted, not by this process.
+    /// Loads the rules.
+    pub(crate) fn load(&mut self, rules: &Rules) -> Result<()> {
+        let batch = rules.batch();
+        self.connection.commit(batch).context("load the masquerade rules (needs nf_tables with NAT in the kernel)")
+    }
+
+    /// Waits until something of ours was deleted, not by us. After an error it waits for ever.
     pub(crate) async fn deleted(&mut self) -> Result<()> {
+        let seen = self.next_deletion().await;
+        if seen.is_err() {
+            self.monitor = None;
+        }
+        seen
+    }
+
+    async fn next_deletion(&mut self) -> Result<()> {
+        let own = self.connection.port();
+        let Some(monitor) = &mut self.monitor else { return std::future::pending().await };
         loop {
-            let mut ready = self.monitor.readable_mut().await?;
-            let mut pending = false;
+            let mut ready = monitor.readable_mut().await?;
             let mut deleted = false;
             ready.get_inner_mut().read(|event| match event {
-                Event::Deleted { table, .. } if table == TABLE.name => pending = true,
-                Event::Committed { pid, .. } => deleted |= std::mem::take(&mut pending) && pid != std::process::id(),
+                Event::Deleted { table, port, .. } => deleted |= table == TABLE.name && port != own,
                 Event::Lost => deleted = true,
                 _ => {}
             })?;

@@ -98,6 +98,11 @@ async fn scenario() {
     let chain = sh("nft flush chain inet bosun-netd postrouting");
     until("flushed chain", || rules().contains("masquerade")).await;
     assert!(chain.is_empty());
+    // Handles differ after each load: what the daemon itself changed must not make it load again.
+    let handles = || sh("nft -a list table inet bosun-netd");
+    let before = handles();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(handles(), before, "the rules are loaded again and again");
 
     cancel.cancel();
     daemon.await.unwrap().unwrap();

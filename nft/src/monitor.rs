@@ -38,7 +38,7 @@ pub enum Event {
     Committed {
         /// The rule set's new generation.
         generation: u32,
-        /// The process that made it.
+        /// The thread (not the process) that made it.
         pid: u32,
     },
     /// There were more changes than could be kept: anything may have changed.

@@ -15,6 +15,7 @@ use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use http::{Request, Response};
 use kube::Client;
 use kube::client::Body;
+use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -182,7 +183,8 @@ fn without_netfilter() {
     let arch = std::env::consts::ARCH.try_into().unwrap();
     let filter =
         SeccompFilter::new([(libc::SYS_socket, vec![rule])].into(), SeccompAction::Allow, refuse, arch).unwrap();
-    seccompiler::apply_filter(&filter.try_into().unwrap()).unwrap();
+    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
 }
 
 #[test]

@@ -28,9 +28,16 @@ pub(crate) fn binaries(layout: &Layout, profile: &str) -> Result<PathBuf> {
     Ok(layout.binaries(profile))
 }
 
-/// cargo, in the workspace's root.
+/// cargo, in the workspace's root, as if a person had typed it: build scripts of dependencies look at the package that
+/// cargo says it runs (us), and everything that depends on them would be compiled again each time that changes.
 pub(crate) fn cargo(layout: &Layout) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(&layout.root);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO" {
+            command.env_remove(&name);
+        }
+    }
     command
 }

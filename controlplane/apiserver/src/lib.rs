@@ -17,7 +17,6 @@ mod discovery;
 mod fields;
 mod grants;
 mod impersonate;
-mod memory;
 mod metrics;
 mod object;
 mod openapi;

@@ -92,7 +92,7 @@ impl Documents {
             return Some(packed.clone());
         }
         let packed = document.make();
-        crate::memory::give_back();
+        bosun_kit::memory::give_back();
         let packed = packed?;
         made.insert(document.clone(), packed.clone());
         Some(packed)

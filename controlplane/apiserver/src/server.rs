@@ -160,7 +160,7 @@ impl ApiServer {
         });
         inner.clone().spawn();
         crate::bootstrap::prepare(&inner).await?;
-        crate::memory::give_back();
+        bosun_kit::memory::give_back();
         Ok(Self { inner, _running: Arc::new(cancel.drop_guard()) })
     }
 

@@ -8,7 +8,7 @@ mod gates;
 mod validate;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bosun_kit::config::{ConfigError, expect_kind, from_yaml};
@@ -619,6 +619,25 @@ impl KubeletConfiguration {
         Self::parse(&text, &path.display().to_string())
     }
 
+    /// The file, if there is one, with the drop-ins of `folder` merged into it: all `*.conf` below it in the order of
+    /// their paths; mappings are merged, anything else is replaced (KEP-3983).
+    ///
+    /// # Errors
+    /// As [`KubeletConfiguration::load`] for each file, or the folder cannot be read; then for what they make together.
+    pub fn load_with_drop_ins(file: Option<&Path>, folder: &Path) -> Result<Self, Error> {
+        let mut merged = serde_json::json!({"apiVersion": API_VERSION, "kind": KIND});
+        for path in file.map(Path::to_owned).into_iter().chain(drop_ins(folder)?) {
+            let origin = path.display().to_string();
+            let text =
+                std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: origin.clone(), source })?;
+            // Each by itself first, so that an error names the file it is in.
+            let alone: Self = from_yaml(&text, &origin)?;
+            expect_kind(&origin, (API_VERSION, KIND), (&alone.api_version, &alone.kind))?;
+            json_patch::merge(&mut merged, &from_yaml(&text, &origin)?);
+        }
+        Self::parse(&merged.to_string(), &format!("{} and its drop-ins", folder.display()))
+    }
+
     /// As [`KubeletConfiguration::load`], from text; `origin` names it in errors.
     ///
     /// # Errors
@@ -798,9 +817,49 @@ const WITHOUT_EFFECT: &[&str] = &[
     "userNamespaces",
 ];
 
+/// The drop-ins below a folder, in order.
+fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let read = |path: &Path| -> std::io::Result<Vec<PathBuf>> {
+        std::fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path())).collect()
+    };
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries =
+            read(&folder).map_err(|source| ConfigError::Read { path: folder.display().to_string(), source })?;
+        let (inner, files): (Vec<_>, Vec<_>) = entries.into_iter().partition(|path| path.is_dir());
+        folders.extend(inner);
+        found.extend(files.into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "conf")));
+    }
+    found.sort();
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drop_ins_are_merged_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+            std::fs::write(folder.path().join(name), format!("{head}{text}")).unwrap();
+        };
+        let base = folder.path().join("base.yaml");
+        write("base.yaml", "maxPods: 10\nclusterDNS: [10.0.0.1, 10.0.0.2]\nevictionHard: {memory.available: 1Mi}\n");
+        write("20-more.conf", "maxPods: 30\nevictionHard: {pid.available: '5%'}\n");
+        write("10-first.conf", "maxPods: 20\nclusterDNS: [10.0.0.9]\n");
+        write("30-other.yaml", "maxPods: 99\n");
+        let config = KubeletConfiguration::load_with_drop_ins(Some(&base), folder.path()).unwrap();
+        assert_eq!((config.max_pods, config.cluster_dns), (30, vec!["10.0.0.9".to_owned()]));
+        assert_eq!(config.eviction_hard.len(), 2);
+        write("40-wrong.conf", "authentication: {x509: {clientCaFile: /a}}\n");
+        let error = KubeletConfiguration::load_with_drop_ins(None, folder.path()).unwrap_err().to_string();
+        assert!(error.contains("40-wrong.conf") && error.contains("authentication.x509.clientCaFile"), "{error}");
+        let error = KubeletConfiguration::load_with_drop_ins(None, Path::new("/nowhere")).unwrap_err().to_string();
+        assert!(error.contains("/nowhere"), "{error}");
+    }
 
     #[test]
     fn an_empty_file_gives_the_defaults() {

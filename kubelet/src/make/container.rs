@@ -22,6 +22,8 @@ pub struct Looked {
     pub image_ref: String,
     /// Who the image runs as.
     pub image_user: ImageUser,
+    /// The id of the container whose processes an ephemeral one sees.
+    pub target: Option<String>,
 }
 
 /// The container's configuration.
@@ -53,7 +55,7 @@ pub fn config(pod: &Pod, container: &Container, node: &Node, attempt: u32, looke
         tty: container.tty.unwrap_or(false),
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(resources::container_resources(pod, container, node)),
-            security_context: Some(security::container(pod, container, node, &looked.image_user)),
+            security_context: Some(security::container(pod, container, node, &looked.image_user, looked.target)),
         }),
         ..Default::default()
     }

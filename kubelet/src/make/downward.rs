@@ -55,7 +55,7 @@ pub fn resource(pod: &Pod, node: &Node, container: &str, selector: &ResourceFiel
     let resources = container.resources.as_ref();
     let amount = match kind {
         "limits" => quantity::get(resources.and_then(|r| r.limits.as_ref()), resource),
-        "requests" => bosun_api::pod::container_requests(container).remove(resource).unwrap_or_default(),
+        "requests" => bosun_api::pod::container_requests(&container).remove(resource).unwrap_or_default(),
         _ => return Err(format!("unsupported container resource : {}", selector.resource)),
     };
     let amount = match (amount.is_zero() && kind == "limits", resource) {

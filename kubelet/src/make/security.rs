@@ -139,13 +139,18 @@ pub fn sandbox(pod: &Pod, node: &Node) -> cri::LinuxSandboxSecurityContext {
     }
 }
 
-/// The security context of a container.
+/// The security context of a container; with the id of a `target` it sees that container's processes.
 pub fn container(
     pod: &Pod,
     container: &Container,
     node: &Node,
     image: &ImageUser,
+    target: Option<String>,
 ) -> cri::LinuxContainerSecurityContext {
+    let mut namespaces = namespaces(pod);
+    if let Some(target_id) = target {
+        (namespaces.pid, namespaces.target_id) = (cri::NamespaceMode::Target as i32, target_id);
+    }
     let (of_pod, own) = (of_pod(pod), of_container(container));
     let user = own.run_as_user.or(of_pod.run_as_user);
     let (uid, name) = match user {
@@ -163,7 +168,7 @@ pub fn container(
             ..Default::default()
         }),
         privileged,
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces),
         run_as_user: int(uid),
         run_as_group: int(own.run_as_group.or(of_pod.run_as_group)),
         run_as_username: name,

@@ -4,6 +4,7 @@ pub mod labels;
 pub mod plan;
 pub mod probe;
 pub mod record;
+pub mod resize;
 pub mod restart;
 pub mod spec;
 pub mod status;

@@ -9,10 +9,11 @@ use std::fmt;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 
 use super::probe::{ProbeKind, Probes, probe_of};
 use super::record::{ContainerRecord, PodRecord, State};
+use super::resize;
 use super::restart::RestartDelay;
 use super::spec::{self, Role};
 
@@ -56,6 +57,13 @@ pub enum Action {
         /// Why.
         cause: Cause,
     },
+    /// Give a running container the resources that it was granted.
+    ResizeContainer {
+        /// Which.
+        container: String,
+        /// Its id.
+        id: String,
+    },
     /// Take volumes and cgroup away: nothing runs any more.
     CleanUp,
     /// Forget sandboxes and containers that have served their time.
@@ -78,6 +86,24 @@ pub enum Cause {
     Probe(ProbeKind),
     /// It is in a sandbox that is gone.
     SandboxChanged,
+    /// It gets other resources, and its resize policy asks for a restart.
+    Resized,
+}
+
+impl Cause {
+    /// Whether the container is stopped in order to be started again.
+    pub fn starts_anew(&self) -> bool {
+        matches!(self, Self::DefinitionChanged | Self::Probe(_) | Self::Resized)
+    }
+}
+
+/// How a running container comes to the resources that it was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resized {
+    /// While it runs.
+    Update,
+    /// By being started again.
+    Restart,
 }
 
 /// What names a task under way: an action without what may differ between two tries.
@@ -93,6 +119,8 @@ pub enum Task {
     Start(String),
     /// [`Action::KillContainer`] of a container id, with the grace given.
     Kill(String, i64),
+    /// [`Action::ResizeContainer`] of a container id.
+    Resize(String),
     /// [`Action::Collect`].
     Collect,
 }
@@ -106,6 +134,7 @@ impl Action {
             Action::EnsureImage { container } => Task::Image(container.clone()),
             Action::StartContainer { container, .. } => Task::Start(container.clone()),
             Action::KillContainer { id, grace, .. } => Task::Kill(id.clone(), *grace),
+            Action::ResizeContainer { id, .. } => Task::Resize(id.clone()),
             Action::Collect { .. } => Task::Collect,
         }
     }
@@ -164,6 +193,10 @@ pub struct View<'a> {
     pub sandbox_failure: Option<&'a Failure>,
     /// What is under way.
     pub busy: &'a BTreeSet<Task>,
+    /// What each running container was given, by id; see [`super::resize`].
+    pub applied: &'a BTreeMap<String, ResourceRequirements>,
+    /// Why a container could not be given other resources, and when to try again.
+    pub resize_failure: Option<&'a Failure>,
     /// Back-off of restarts.
     pub restarts: &'a BTreeMap<String, RestartDelay>,
     /// The longest back-off.
@@ -246,6 +279,7 @@ impl<'a> Planner<'a> {
         self.collect();
         self.volumes();
         let sandbox = self.sandbox();
+        self.ephemeral(sandbox);
         let initialized = self.initialized(sandbox);
         let mut hold = false;
         for (role, container) in spec::containers(view.pod) {
@@ -266,6 +300,17 @@ impl<'a> Planner<'a> {
                 Role::Sidecar => {}
                 // Stock starts containers in order and runs a postStart hook before it goes on; people rely on it.
                 Role::Main => hold = has_post_start(container) && !settled && !self.gave_up(record),
+                Role::Ephemeral => {}
+            }
+        }
+    }
+
+    /// Ephemeral containers start as soon as there is a sandbox, each at most once in the pod's life.
+    fn ephemeral(&mut self, sandbox: Option<&str>) {
+        let view = self.view;
+        for ephemeral in spec::ephemeral_containers(view.pod) {
+            if view.runtime.newest(&ephemeral.name).is_none() {
+                self.start(Role::Ephemeral, &spec::as_container(ephemeral), None, sandbox);
             }
         }
     }
@@ -348,12 +393,26 @@ impl<'a> Planner<'a> {
         } else {
             self.view.probes.condemned(&container.name, &record.id).map(Cause::Probe)
         };
-        let Some(cause) = cause else { return };
+        let Some(cause) = cause else { return self.resize(container, record) };
         let own = match &cause {
             Cause::Probe(kind) => probe_of(container, *kind).and_then(|p| p.termination_grace_period_seconds),
             _ => None,
         };
         self.kill(record, own.unwrap_or_else(|| spec::grace_period(self.view.pod)), cause);
+    }
+
+    /// Brings a running container to the resources that it was granted.
+    fn resize(&mut self, container: &Container, record: &ContainerRecord) {
+        match resize::action(container, self.view.applied.get(&record.id)) {
+            None => {}
+            Some(Resized::Restart) => self.kill(record, spec::grace_period(self.view.pod), Cause::Resized),
+            Some(Resized::Update) => {
+                let view = self.view;
+                if view.resize_failure.is_none_or(|failure| self.may_retry(failure)) {
+                    self.act(Action::ResizeContainer { container: record.name.clone(), id: record.id.clone() });
+                }
+            }
+        }
     }
 
     fn kill(&mut self, record: &ContainerRecord, grace: i64, cause: Cause) {
@@ -386,9 +445,8 @@ impl<'a> Planner<'a> {
         let ended = last.filter(|r| matches!(r.state, State::Exited | State::Unknown));
         if let Some(r) = ended {
             // After a lost sandbox everything starts again, but what has succeeded for good.
-            let code = (r.state == State::Exited).then_some(r.exit_code);
             let rerun_init = role == Role::Init && in_sandbox.is_none();
-            if !rerun_init && !spec::restarts_after(view.pod, container, code) {
+            if !rerun_init && !r.comes_back(view.pod, container) {
                 return;
             }
             if let Some(until) = self.backing_off(name, r) {
@@ -437,12 +495,16 @@ impl<'a> Planner<'a> {
 
     /// All containers have ended for good, but the pod stays: give back what it holds, keep its logs.
     fn tidy(&mut self) {
+        let view = self.view;
+        let grace = spec::grace_period(view.pod);
+        for record in view.runtime.running().filter(|r| spec::role(view.pod, &r.name) == Some(Role::Ephemeral)) {
+            self.kill(record, grace, Cause::PodEnds);
+        }
         let sidecars: Vec<_> = self.running_sidecars().collect();
-        let grace = spec::grace_period(self.view.pod);
         if let Some(last) = sidecars.last() {
             return self.kill(last, grace, Cause::PodEnds);
         }
-        if self.view.runtime.running().count() == 0 {
+        if view.runtime.running().count() == 0 {
             self.give_back();
         }
     }
@@ -462,8 +524,7 @@ impl<'a> Planner<'a> {
 
     fn kill_running(&mut self, ending: &Ending, sidecars_too: bool) {
         let view = self.view;
-        let is_sidecar =
-            |r: &ContainerRecord| spec::container(view.pod, &r.name).is_some_and(|(role, _)| role == Role::Sidecar);
+        let is_sidecar = |r: &ContainerRecord| spec::role(view.pod, &r.name) == Some(Role::Sidecar);
         let mains: Vec<_> = view.runtime.running().filter(|r| !is_sidecar(r)).collect();
         for record in &mains {
             self.kill(record, ending.grace, Cause::PodEnds);
@@ -529,6 +590,7 @@ impl fmt::Display for Cause {
             Cause::DefinitionChanged => f.write_str("its definition changed"),
             Cause::Probe(kind) => write!(f, "failed {} probe", kind.to_string().to_lowercase()),
             Cause::SandboxChanged => f.write_str("its sandbox changed"),
+            Cause::Resized => f.write_str("it gets other resources"),
         }
     }
 }
@@ -546,6 +608,7 @@ impl fmt::Display for Action {
             Action::KillContainer { container, id, grace, cause } => {
                 write!(f, "kill {container} ({id}) within {grace} s: {cause}")
             }
+            Action::ResizeContainer { container, id } => write!(f, "resize {container} ({id})"),
             Action::CleanUp => f.write_str("clean up"),
             Action::Collect { sandboxes, containers } => {
                 write!(f, "forget {}", [sandboxes.join(" "), containers.join(" ")].join(" ").trim())

@@ -21,6 +21,7 @@ struct World {
     images: BTreeMap<String, Result<String, Failure>>,
     busy: BTreeSet<Task>,
     restarts: BTreeMap<String, RestartDelay>,
+    applied: BTreeMap<String, ResourceRequirements>,
     probes: Probes,
     ending: Option<Ending>,
     now: Timestamp,
@@ -38,6 +39,7 @@ fn world(spec: serde_json::Value) -> World {
         images: BTreeMap::new(),
         busy: BTreeSet::new(),
         restarts: BTreeMap::new(),
+        applied: BTreeMap::new(),
         probes: Probes::default(),
         ending: None,
         now: Timestamp::from_second(1_800_000_000).unwrap(),
@@ -57,6 +59,8 @@ impl World {
             start_failures: &BTreeMap::new(),
             sandbox_failure: None,
             busy: &self.busy,
+            applied: &self.applied,
+            resize_failure: None,
             restarts: &self.restarts,
             max_restart_delay: MAX,
             probes: &self.probes,
@@ -75,6 +79,9 @@ impl World {
             failed: None,
             ending: self.ending.is_some(),
             stopped: self.runtime.running().count() == 0,
+            applied: &self.applied,
+            resize_pending: None,
+            resize_error: None,
             host_ips: &[],
             runtime_name: "fake",
             started: self.now,
@@ -141,7 +148,7 @@ impl World {
                     self.restarts.insert(container.clone(), next);
                 }
                 self.images.remove(container);
-                let hash = spec::container(&self.pod, container).map(|(_, c)| spec::container_hash(c)).unwrap();
+                let hash = spec::container(&self.pod, container).map(|(_, c)| spec::container_hash(&c)).unwrap();
                 let record = ContainerRecord {
                     id: format!("{container}{attempt}"),
                     name: container.clone(),
@@ -160,11 +167,22 @@ impl World {
                     log_path: String::new(),
                     user: None,
                     grace: None,
+                    condemned: false,
                     seen: Instant::now(),
                 };
+                let (_, container) = spec::container(&self.pod, container).unwrap();
+                self.applied.insert(record.id.clone(), container.resources.clone().unwrap_or_default());
                 self.runtime.merge_container(record);
             }
-            Action::KillContainer { container, .. } => self.exit(container, 143),
+            Action::KillContainer { container, cause, .. } => {
+                self.exit(container, 143);
+                let killed = self.runtime.containers.iter_mut().find(|c| c.name == *container);
+                killed.unwrap().condemned = cause.starts_anew();
+            }
+            Action::ResizeContainer { container, id } => {
+                let (_, container) = spec::container(&self.pod, container).unwrap();
+                self.applied.insert(id.clone(), container.resources.clone().unwrap_or_default());
+            }
             Action::Collect { sandboxes, containers } => {
                 self.runtime.sandboxes.retain(|s| !sandboxes.contains(&s.id));
                 self.runtime.containers.retain(|c| !containers.contains(&c.id));
@@ -302,6 +320,71 @@ fn a_post_start_hook_holds_the_next_container() {
 }
 
 #[test]
+fn a_granted_resize_updates_what_runs_or_restarts_it() {
+    let resources = |cpu: &str, memory: &str| json!({"requests": {"cpu": cpu, "memory": memory}});
+    let policy = json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"}]);
+    let mut w = world(json!({"restartPolicy": "OnFailure", "containers": [
+        {"name": "a", "resources": resources("1", "1Gi"), "resizePolicy": policy}, {"name": "b"}]}));
+    w.settle();
+    let grant = |w: &mut World, cpu: &str, memory: &str| {
+        let wanted = serde_json::from_value(resources(cpu, memory)).unwrap();
+        w.pod.spec.as_mut().unwrap().containers[0].resources = wanted;
+        status(&w.input(&BTreeMap::new())).conditions.unwrap().iter().any(|c| c.type_ == "PodResizeInProgress")
+    };
+    assert!(grant(&mut w, "2", "1Gi"));
+    assert_eq!(w.settle(), "resize a (a0)\n");
+    assert!(!grant(&mut w, "2", "1Gi"), "it is no longer in progress");
+    grant(&mut w, "2", "2Gi");
+    assert_eq!(w.settle(), "kill a (a0) within 30 s: it gets other resources\nensure image of a\nstart a #1 in s0\n");
+}
+
+#[test]
+fn what_was_stopped_to_start_anew_does_so_whatever_its_exit_code() {
+    let mut w = world(json!({"restartPolicy": "OnFailure", "containers": [{"name": "a", "image": "i:1"}]}));
+    w.settle();
+    w.pod.spec.as_mut().unwrap().containers[0].image = Some("i:2".into());
+    w.step();
+    w.runtime.containers[0].exit_code = 0;
+    assert_eq!(w.phase(), "Running");
+    assert_eq!(w.settle(), "ensure image of a\nstart a #1 in s0\n");
+    w.exit("a", 0);
+    w.settle();
+    assert_eq!(w.phase(), "Succeeded");
+}
+
+fn debug_with(w: &mut World, names: &[&str]) {
+    let added = names.iter().map(|name| json!({"name": name, "image": "i:1", "targetContainerName": "a"})).collect();
+    w.pod.spec.as_mut().unwrap().ephemeral_containers =
+        serde_json::from_value(serde_json::Value::Array(added)).unwrap();
+}
+
+#[test]
+fn an_ephemeral_container_starts_once_and_counts_for_nothing() {
+    let mut w =
+        world(json!({"restartPolicy": "Always", "initContainers": [{"name": "x"}], "containers": [{"name": "a"}]}));
+    w.settle();
+    debug_with(&mut w, &["d"]);
+    assert_eq!(w.settle(), "ensure image of d\nstart d #0 in s0\n", "init containers need not be over");
+    assert_eq!(w.phase(), "Pending");
+    w.exit("x", 0);
+    w.settle();
+    assert_eq!(w.phase(), "Running");
+    w.exit("d", 1);
+    assert_eq!(w.settle(), "", "it is never started again");
+    debug_with(&mut w, &["d", "e"]);
+    assert_eq!(w.settle(), "ensure image of e\nstart e #0 in s0\n");
+    let told = status(&w.input(&BTreeMap::new()));
+    let told: Vec<_> = told.ephemeral_container_statuses.iter().flatten().map(|s| (s.name.as_str(), s.ready)).collect();
+    assert_eq!(told, [("d", false), ("e", false)]);
+
+    // A pod whose own containers are done does not wait for it.
+    w.pod.spec.as_mut().unwrap().restart_policy = Some("Never".into());
+    w.exit("a", 0);
+    assert_eq!(w.settle(), "kill e (e0) within 30 s: the pod ends\nstop sandbox s0\nclean up\n");
+    assert_eq!(w.phase(), "Succeeded");
+}
+
+#[test]
 fn an_image_that_fails_is_shown_and_tried_again_later() {
     let mut w = world(json!({"containers": [{"name": "a"}]}));
     w.step();
@@ -334,13 +417,17 @@ proptest! {
         let mut w = world(json!({"restartPolicy": policy,
             "initContainers": [{"name": "x"}, {"name": "s", "restartPolicy": "Always"}],
             "containers": [{"name": "a"}, {"name": "b"}]}));
-        for (which, code, pause) in events {
+        for (round, (which, code, pause)) in events.into_iter().enumerate() {
+            if round == 5 {
+                debug_with(&mut w, &["d"]);
+            }
             w.settle();
             let mut names: Vec<_> = w.runtime.running().map(|c| c.name.clone()).collect();
             names.sort();
             let before = names.len();
             names.dedup();
             prop_assert_eq!(before, names.len());
+            prop_assert!(w.runtime.containers.iter().filter(|c| c.name == "d").count() <= 1);
             if which == 3 {
                 if let Some(sandbox) = w.runtime.sandboxes.first_mut() {
                     sandbox.ready = false;

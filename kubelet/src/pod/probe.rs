@@ -158,9 +158,8 @@ impl Probes {
 
     /// Takes in a result. Returns whether what is believed changed.
     pub fn record(&mut self, pod: &Pod, due: &Due, success: bool, now: Timestamp) -> bool {
-        let Some(probe) = spec::container(pod, &due.container).and_then(|(_, c)| probe_of(c, due.kind)) else {
-            return false;
-        };
+        let Some((_, container)) = spec::container(pod, &due.container) else { return false };
+        let Some(probe) = probe_of(&container, due.kind) else { return false };
         let Some(state) = self.states.get_mut(&(due.container.clone(), due.kind)) else { return false };
         if state.container_id != due.container_id {
             return false;
@@ -193,9 +192,9 @@ impl Probes {
 
     /// Drops the mark of a probe that could not be run, so that it is tried again after its period.
     pub fn skip(&mut self, pod: &Pod, due: &Due, now: Timestamp) {
-        let period = spec::container(pod, &due.container)
-            .and_then(|(_, c)| probe_of(c, due.kind))
-            .map_or(SignedDuration::from_secs(10), |p| seconds(p.period_seconds, 10));
+        let container = spec::container(pod, &due.container);
+        let probe = container.as_ref().and_then(|(_, c)| probe_of(c, due.kind));
+        let period = probe.map_or(SignedDuration::from_secs(10), |p| seconds(p.period_seconds, 10));
         if let Some(state) = self.states.get_mut(&(due.container.clone(), due.kind)) {
             state.running = false;
             state.next = now + period;

@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use bosun_proto::cri;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod};
 
-use super::labels;
+use super::{labels, spec};
 
 /// A container's state, in the order in which states follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +62,8 @@ pub struct ContainerRecord {
     pub user: Option<(i64, i64, Vec<i64>)>,
     /// The grace period it was created with, for pods that nobody knows any more.
     pub grace: Option<i64>,
+    /// Whether it was stopped in order to be started again (a probe, another image, other resources).
+    pub condemned: bool,
     /// When it was first told to us.
     pub seen: Instant,
 }
@@ -130,8 +133,21 @@ impl ContainerRecord {
             grace: annotation(labels::DELETION_GRACE_PERIOD)
                 .or(annotation(labels::GRACE_PERIOD))
                 .and_then(|n| n.parse().ok()),
+            condemned: false,
             seen: Instant::now(),
         }
+    }
+
+    /// Whether it is started again, having ended.
+    pub fn comes_back(&self, pod: &Pod, container: &Container) -> bool {
+        let code = (self.state == State::Exited).then_some(self.exit_code);
+        (self.condemned && spec::restart_policy_of(pod, container) != "Never")
+            || spec::restarts_after(pod, container, code)
+    }
+
+    /// What was told later, with what only we know.
+    fn followed_by(&self, told: Self) -> Self {
+        Self { seen: self.seen, condemned: self.condemned, ..told }
     }
 
     /// When it ended, if it did.
@@ -200,12 +216,12 @@ impl PodRecord {
             Some(known) if told.state < known.state => false,
             Some(known) if told.state == known.state && known.state != State::Running => {
                 let changed = known.message != told.message || known.exit_code != told.exit_code;
-                *known = ContainerRecord { seen: known.seen, ..told };
+                *known = known.followed_by(told);
                 changed
             }
             Some(known) => {
                 let changed = known.state != told.state || known.image_id != told.image_id;
-                *known = ContainerRecord { seen: known.seen, ..told };
+                *known = known.followed_by(told);
                 changed
             }
             None => {

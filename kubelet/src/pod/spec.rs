@@ -1,6 +1,8 @@
 //! Reading a pod's definition: fields with the defaults that apply when nobody filled them in (static pods).
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use std::borrow::Cow;
+
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 
 /// What role a container has in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +13,8 @@ pub enum Role {
     Sidecar,
     /// One of `spec.containers`.
     Main,
+    /// One of `spec.ephemeralContainers`: added to a running pod to look at it; starts once, and counts for nothing.
+    Ephemeral,
 }
 
 /// The pod's name, empty if it has none.
@@ -69,21 +73,86 @@ pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
-/// Every container with its role, init containers first.
+/// The ephemeral containers.
+pub fn ephemeral_containers(pod: &Pod) -> &[EphemeralContainer] {
+    spec(pod).ephemeral_containers.as_deref().unwrap_or_default()
+}
+
+/// An ephemeral container as any other, without its target.
+pub fn as_container(ephemeral: &EphemeralContainer) -> Container {
+    let EphemeralContainer {
+        args,
+        command,
+        env,
+        env_from,
+        image,
+        image_pull_policy,
+        name,
+        security_context,
+        stdin,
+        stdin_once,
+        termination_message_path,
+        termination_message_policy,
+        tty,
+        volume_devices,
+        volume_mounts,
+        working_dir,
+        ..
+    } = ephemeral.clone();
+    // The API refuses the other fields (ports, probes, hooks, resources, restart policies).
+    Container {
+        args,
+        command,
+        env,
+        env_from,
+        image,
+        image_pull_policy,
+        name,
+        security_context,
+        stdin,
+        stdin_once,
+        termination_message_path,
+        termination_message_policy,
+        tty,
+        volume_devices,
+        volume_mounts,
+        working_dir,
+        ..Container::default()
+    }
+}
+
+/// The container whose processes an ephemeral one sees, if it names one.
+pub fn target<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let ephemeral = ephemeral_containers(pod).iter().find(|c| c.name == name)?;
+    ephemeral.target_container_name.as_deref().filter(|target| !target.is_empty())
+}
+
+/// Every init, sidecar and main container with its role, init containers first.
 pub fn containers(pod: &Pod) -> impl Iterator<Item = (Role, &Container)> {
     let init = init_containers(pod).iter().map(|c| (if is_sidecar(c) { Role::Sidecar } else { Role::Init }, c));
     init.chain(spec(pod).containers.iter().map(|c| (Role::Main, c)))
 }
 
-/// The container of that name, with its role.
-pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<(Role, &'a Container)> {
-    containers(pod).find(|(_, c)| c.name == name)
+/// The container of that name, with its role; ephemeral ones included.
+pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<(Role, Cow<'a, Container>)> {
+    let ephemeral = || ephemeral_containers(pod).iter().find(|c| c.name == name);
+    match containers(pod).find(|(_, c)| c.name == name) {
+        Some((role, container)) => Some((role, Cow::Borrowed(container))),
+        None => ephemeral().map(|c| (Role::Ephemeral, Cow::Owned(as_container(c)))),
+    }
+}
+
+/// The role of the container of that name.
+pub fn role(pod: &Pod, name: &str) -> Option<Role> {
+    let ephemeral = || ephemeral_containers(pod).iter().any(|c| c.name == name).then_some(Role::Ephemeral);
+    containers(pod).find(|(_, c)| c.name == name).map(|(role, _)| role).or_else(ephemeral)
 }
 
 /// The field path by which events name a container.
 pub fn field_path(pod: &Pod, container: &str) -> String {
-    match self::container(pod, container) {
-        Some((Role::Main, _)) => format!("spec.containers{{{container}}}"),
+    match role(pod, container) {
+        Some(Role::Main) => format!("spec.containers{{{container}}}"),
+        Some(Role::Ephemeral) => format!("spec.ephemeralContainers{{{container}}}"),
         _ => format!("spec.initContainers{{{container}}}"),
     }
 }
@@ -123,6 +192,11 @@ pub fn container_hash(container: &Container) -> String {
     format!("{hash:x}")
 }
 
+/// The container's own restart policy, or its pod's.
+pub fn restart_policy_of<'a>(pod: &'a Pod, container: &'a Container) -> &'a str {
+    container.restart_policy.as_deref().unwrap_or_else(|| restart_policy(pod))
+}
+
 /// Whether this container is started again after it ended with `exit_code` (none: how it ended is unknown).
 ///
 /// The container's own rules go first, then its own policy, then the pod's.
@@ -136,8 +210,12 @@ pub fn restarts_after(pod: &Pod, container: &Container, exit_code: Option<i32>) 
             return true;
         }
     }
-    let init = init_containers(pod).iter().any(|c| c.name == container.name);
-    match container.restart_policy.as_deref().unwrap_or_else(|| restart_policy(pod)) {
+    let role = role(pod, &container.name);
+    if role == Some(Role::Ephemeral) {
+        return false;
+    }
+    let init = matches!(role, Some(Role::Init | Role::Sidecar));
+    match restart_policy_of(pod, container) {
         "Never" => false,
         "OnFailure" => exit_code != Some(0),
         // An init container that succeeded has done its work.

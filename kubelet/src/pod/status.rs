@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::collections::BTreeMap;
@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use super::plan::Waiting;
 use super::probe::Probes;
 use super::record::{ContainerRecord, PodRecord, State, timestamp};
+use super::resize;
 use super::spec::{self, Role};
 
 /// What the status is made from.
@@ -30,6 +31,12 @@ pub struct StatusInput<'a> {
     pub ending: bool,
     /// Whether everything that ran has been stopped.
     pub stopped: bool,
+    /// What each running container was given, by id.
+    pub applied: &'a BTreeMap<String, ResourceRequirements>,
+    /// What the node said to a resize, if it has not granted it: reason and message.
+    pub resize_pending: Option<(&'static str, &'a str)>,
+    /// Why a granted resize could not be brought about.
+    pub resize_error: Option<&'a str>,
     /// The node's addresses.
     pub host_ips: &'a [String],
     /// `containerd`, the scheme of container ids.
@@ -49,7 +56,7 @@ pub fn phase(input: &StatusInput<'_>) -> &'static str {
         }
         match input.runtime.newest(&container.name) {
             Some(r) if r.state == State::Exited && r.exit_code == 0 => {}
-            Some(r) if r.state == State::Exited && !spec::restarts_after(pod, container, Some(r.exit_code)) => {
+            Some(r) if r.state == State::Exited && !r.comes_back(pod, container) => {
                 return "Failed";
             }
             _ => return "Pending",
@@ -77,11 +84,9 @@ impl Counts {
             Some(r) => match r.state {
                 State::Created => self.waiting += 1,
                 State::Running => self.running += 1,
-                State::Exited if spec::restarts_after(pod, container, Some(r.exit_code)) => self.running += 1,
+                State::Exited | State::Unknown if r.comes_back(pod, container) => self.running += 1,
                 State::Exited if r.exit_code == 0 => self.succeeded += 1,
-                State::Exited => self.failed += 1,
-                State::Unknown if spec::restarts_after(pod, container, None) => self.running += 1,
-                State::Unknown => self.failed += 1,
+                State::Exited | State::Unknown => self.failed += 1,
             },
         }
     }
@@ -114,6 +119,8 @@ pub fn status(input: &StatusInput<'_>) -> PodStatus {
     let (init, main): (Vec<_>, Vec<_>) = all.partition(|(role, _)| *role != Role::Main);
     let init: Vec<ContainerStatus> = init.into_iter().map(|(_, s)| s).collect();
     let main: Vec<ContainerStatus> = main.into_iter().map(|(_, s)| s).collect();
+    let ephemeral = spec::ephemeral_containers(pod).iter().map(spec::as_container);
+    let ephemeral: Vec<_> = ephemeral.map(|c| container_status(input, &old, Role::Ephemeral, &c)).collect();
 
     let mut phase = phase(input);
     let was_terminal = matches!(old.phase.as_deref(), Some("Succeeded" | "Failed"));
@@ -146,6 +153,7 @@ pub fn status(input: &StatusInput<'_>) -> PodStatus {
         qos_class: old.qos_class.clone().or(Some(bosun_api::pod::qos_class(pod).as_str().to_owned())),
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: (!main.is_empty()).then_some(main),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         observed_generation: pod.metadata.generation,
         ..PodStatus::default()
     };
@@ -185,6 +193,7 @@ fn pod_ips(input: &StatusInput<'_>, old: &PodStatus) -> Vec<String> {
 fn container_status(input: &StatusInput<'_>, old: &PodStatus, role: Role, container: &Container) -> ContainerStatus {
     let known = match role {
         Role::Main => &old.container_statuses,
+        Role::Ephemeral => &old.ephemeral_container_statuses,
         _ => &old.init_container_statuses,
     };
     let known = known.iter().flatten().find(|s| s.name == container.name);
@@ -218,6 +227,7 @@ fn container_status(input: &StatusInput<'_>, old: &PodStatus, role: Role, contai
     };
     let ready = match role {
         Role::Init => record.state == State::Exited && record.exit_code == 0,
+        Role::Ephemeral => false,
         _ => running && input.probes.ready(container, &record.id),
     };
     ContainerStatus {
@@ -226,11 +236,15 @@ fn container_status(input: &StatusInput<'_>, old: &PodStatus, role: Role, contai
         image: if record.image.is_empty() { spec::image(container).to_owned() } else { record.image.clone() },
         image_id: record.image_id.clone(),
         ready,
-        started: Some(if role == Role::Init { running } else { started }),
+        started: match role {
+            Role::Init => Some(running),
+            Role::Ephemeral => None,
+            _ => Some(started),
+        },
         restart_count: record.attempt as i32,
         state: Some(state),
         last_state: Some(ContainerState { terminated: last, ..Default::default() }),
-        resources: container.resources.clone(),
+        resources: input.applied.get(&record.id).filter(|_| running).or(container.resources.as_ref()).cloned(),
         allocated_resources: container.resources.as_ref().and_then(|r| r.requests.clone()),
         user: record.user.as_ref().map(|(uid, gid, groups)| ContainerUser {
             linux: Some(LinuxContainerUser { uid: *uid, gid: *gid, supplemental_groups: Some(groups.clone()) }),
@@ -253,18 +267,15 @@ fn unborn(
     }
     let state = match input.waiting.get(&container.name) {
         Some(waiting) => waiting_state(&waiting.reason, &waiting.message),
-        None if role == Role::Main && !spec::init_containers(input.pod).is_empty() => {
-            waiting_state("PodInitializing", "")
-        }
-        None if role != Role::Main => waiting_state("PodInitializing", ""),
-        None => waiting_state("ContainerCreating", ""),
+        None if spec::init_containers(input.pod).is_empty() => waiting_state("ContainerCreating", ""),
+        None => waiting_state("PodInitializing", ""),
     };
     ContainerStatus {
         name: container.name.clone(),
         image: spec::image(container).to_owned(),
         state: Some(state),
         last_state: Some(known.and_then(|k| k.last_state.clone()).unwrap_or_default()),
-        started: Some(false),
+        started: (role != Role::Ephemeral).then_some(false),
         restart_count: known.map_or(0, |k| k.restart_count),
         ..ContainerStatus::default()
     }
@@ -310,11 +321,33 @@ fn conditions(input: &StatusInput<'_>, old: &PodStatus, status: &PodStatus) -> V
     list.push(("Ready", ready));
     list.push(("ContainersReady", containers_ready));
     list.push(("PodScheduled", answer(true)));
+    if let Some((reason, message)) = input.resize_pending {
+        list.push((RESIZE_PENDING, (true, Some(reason), Some(message.to_owned()))));
+    }
+    if is_resizing(input) {
+        let error = input.resize_error;
+        list.push((RESIZE_IN_PROGRESS, (true, error.map(|_| "Error"), error.map(str::to_owned))));
+    }
     let owned: Vec<PodCondition> = list.into_iter().map(|(kind, answer)| condition(input, old, kind, answer)).collect();
     // Others' conditions (readiness gates, DisruptionTarget) stay as they are.
-    let others = old.conditions.iter().flatten().filter(|c| owned.iter().all(|o| o.type_ != c.type_));
+    let over = |kind: &str| RESIZE_CONDITIONS.contains(&kind);
+    let others =
+        old.conditions.iter().flatten().filter(|c| owned.iter().all(|o| o.type_ != c.type_) && !over(&c.type_));
     let others: Vec<PodCondition> = others.cloned().collect();
     owned.into_iter().chain(others).collect()
+}
+
+const RESIZE_PENDING: &str = "PodResizePending";
+const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
+/// Conditions that go away when they are no longer so.
+pub const RESIZE_CONDITIONS: [&str; 2] = [RESIZE_PENDING, RESIZE_IN_PROGRESS];
+
+/// Whether a container still runs with other resources than it was granted.
+fn is_resizing(input: &StatusInput<'_>) -> bool {
+    spec::containers(input.pod).any(|(_, container)| {
+        let running = input.runtime.newest(&container.name).filter(|r| r.state == State::Running);
+        running.is_some_and(|r| resize::action(container, input.applied.get(&r.id)).is_some())
+    })
 }
 
 type Answer = (bool, Option<&'static str>, Option<String>);
@@ -350,7 +383,7 @@ fn initialized(input: &StatusInput<'_>, status: &PodStatus, phase: &str) -> Answ
         .iter()
         .flatten()
         .filter(|s| {
-            let sidecar = spec::container(input.pod, &s.name).is_some_and(|(role, _)| role == Role::Sidecar);
+            let sidecar = spec::role(input.pod, &s.name) == Some(Role::Sidecar);
             if sidecar { s.started != Some(true) } else { !s.ready }
         })
         .map(|s| s.name.as_str())
@@ -371,8 +404,7 @@ fn containers_ready(input: &StatusInput<'_>, status: &PodStatus, phase: &str) ->
     if phase == "Failed" {
         return (false, Some("PodFailed"), None);
     }
-    let is_sidecar =
-        |s: &&ContainerStatus| spec::container(input.pod, &s.name).is_some_and(|(role, _)| role == Role::Sidecar);
+    let is_sidecar = |s: &&ContainerStatus| spec::role(input.pod, &s.name) == Some(Role::Sidecar);
     let sidecars = status.init_container_statuses.iter().flatten().filter(is_sidecar);
     let all = sidecars.chain(status.container_statuses.iter().flatten());
     let unready: Vec<&str> = all.filter(|s| !s.ready).map(|s| s.name.as_str()).collect();

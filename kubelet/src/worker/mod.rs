@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bosun_kit::backoff::Backoff;
 use bosun_kit::events::EventType;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -21,7 +21,8 @@ use crate::context::Context;
 use crate::observe::Owner;
 use crate::pod::plan::{Action, Ending, Failure, PodActions, Task, View, Volumes, Waiting, active_deadline, plan};
 use crate::pod::probe::{Due, ProbeKind, Probes, Remembered};
-use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord};
+use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
+use crate::pod::resize::{self, Allocation, Answer};
 use crate::pod::restart::RestartDelay;
 use crate::pod::spec;
 use crate::pod::status::{StatusInput, is_finished, status};
@@ -43,6 +44,8 @@ pub enum Message {
     Listed(Instant, Arc<std::collections::HashSet<String>>),
     /// Something that a volume shows has changed.
     ObjectsChanged,
+    /// The node's answer to the resources that the newest definition asks for.
+    Resize(Answer),
     /// The mirror pod of this static pod, as the API server has it; none if it is not there.
     Mirror(Option<Arc<Pod>>),
     /// The node keeps the pod no longer: it fails with this verdict and ends.
@@ -120,6 +123,8 @@ pub fn spawn(
     let snapshot = Arc::new(Mutex::new(Snapshot { pod: pod.clone(), runtime: start.runtime.clone() }));
     let handle = Handle { messages: messages.clone(), snapshot: snapshot.clone() };
     let worker = Worker::new(context, pod, start, messages, snapshot);
+    // What others reckon with is what was granted.
+    handle.snapshot.lock().unwrap_or_else(PoisonError::into_inner).pod = worker.pod.clone();
     tokio::spawn(async move {
         let uid = worker.uid.clone();
         if worker.run(inbox, cancel).await {
@@ -128,6 +133,11 @@ pub fn spawn(
     });
     handle
 }
+
+/// How long a resize that the runtime or the kernel refused is left alone.
+const RESIZE_RETRY: SignedDuration = SignedDuration::from_secs(10);
+/// How long a change of the status that is not urgent waits for others, to be written with them.
+const GATHER: SignedDuration = SignedDuration::from_millis(100);
 
 enum Done {
     Action(Task, Box<TaskResult>),
@@ -157,6 +167,16 @@ struct Worker {
     start_failures: BTreeMap<String, Failure>,
     sandbox_failure: Option<Failure>,
     sandbox_backoff: Backoff,
+    /// What was granted and given; the pod's definition here always has what was granted.
+    allocation: Allocation,
+    kept_allocation: Option<Allocation>,
+    /// The newest definition, if it asks for other resources than were granted.
+    wanted: Option<Arc<Pod>>,
+    answer: Answer,
+    resize_failure: Option<Failure>,
+    resizing: bool,
+    /// What containers that are being started are given.
+    starting: BTreeMap<String, ResourceRequirements>,
     restarts: BTreeMap<String, RestartDelay>,
     told_backoff: BTreeMap<String, Timestamp>,
     probes: Probes,
@@ -176,6 +196,8 @@ struct Worker {
     sent: Option<PodStatus>,
     writing: bool,
     write_after: Option<Timestamp>,
+    /// Since when a change waits that is not urgent.
+    gathered: Option<Timestamp>,
     write_backoff: Backoff,
     deleted: bool,
     started: Timestamp,
@@ -197,6 +219,9 @@ impl Worker {
         let uid = spec::uid(&pod).to_owned();
         let owner = Owner { uid: uid.clone(), name: spec::name(&pod).into(), namespace: spec::namespace(&pod).into() };
         let remembered = tasks::recall(&context.node, &pod);
+        let kept_allocation: Option<Allocation> = tasks::recall_allocation(&context.node, &pod);
+        let allocation = kept_allocation.clone().unwrap_or_else(|| Allocation::of(&pod));
+        let (pod, wanted) = granted(&allocation, &pod);
         let started = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(now, |t| t.0);
         // What the API server already shows is not sent again.
         let sent = if start.is_static { None } else { pod.status.clone() };
@@ -221,6 +246,13 @@ impl Worker {
             start_failures: BTreeMap::new(),
             sandbox_failure: None,
             sandbox_backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(10)),
+            allocation,
+            kept_allocation,
+            wanted,
+            answer: Answer::Granted,
+            resize_failure: None,
+            resizing: false,
+            starting: BTreeMap::new(),
             restarts: BTreeMap::new(),
             told_backoff: BTreeMap::new(),
             probes: Probes::remembering(remembered.clone()),
@@ -234,6 +266,7 @@ impl Worker {
             sent,
             writing: false,
             write_after: None,
+            gathered: None,
             write_backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30)),
             deleted: false,
             started,
@@ -288,16 +321,23 @@ impl Worker {
                     self.api_uid = None;
                 }
             }
+            // Of a container that is being started, the task that does it tells.
+            Message::Container(record) if record.state == State::Created && self.is_starting(&record.name) => {}
             Message::Container(record) => drop(self.merge(*record)),
             Message::Sandbox(record) => drop(self.runtime.merge_sandbox(record)),
             Message::Listed(since, ids) => drop(self.runtime.retain(since, |id| ids.contains(id))),
             Message::ObjectsChanged => self.volumes_stale(),
+            Message::Resize(answer) => self.answer_resize(answer),
             Message::End(verdict) => self.end(*verdict),
             Message::Mirror(mirror) => {
                 self.mirror_known = true;
                 self.mirror(mirror.as_deref());
             }
         }
+    }
+
+    fn is_starting(&self, container: &str) -> bool {
+        self.busy.iter().any(|task| matches!(task, Task::Start(name) if name == container))
     }
 
     fn end(&mut self, verdict: Verdict) {
@@ -318,6 +358,12 @@ impl Worker {
     }
 
     fn merge(&mut self, record: ContainerRecord) -> bool {
+        // A container that has just started was given what was granted at that time.
+        if self.runtime.containers.iter().all(|known| known.id != record.id)
+            && let Some(resources) = self.starting.remove(&record.name)
+        {
+            self.allocation.applied.insert(record.id.clone(), resources);
+        }
         let changed = self.runtime.merge_container(record);
         self.watch_running();
         changed
@@ -347,7 +393,57 @@ impl Worker {
         {
             self.volumes_stale();
         }
-        self.pod = Arc::new(pod);
+        let (pod, wanted) = granted(&self.allocation, &Arc::new(pod));
+        if wanted.is_none() {
+            self.answer = Answer::Granted;
+        }
+        (self.pod, self.wanted) = (pod, wanted);
+    }
+
+    /// Takes in what the node said to the resources that the pod asks for.
+    fn answer_resize(&mut self, answer: Answer) {
+        let Some(wanted) = self.wanted.clone() else { return };
+        let report = &self.context.report;
+        if let Some((reason, text)) = answer.pending() {
+            if answer != self.answer {
+                let message = resize::message(reason, &wanted, text);
+                report.pod(&self.pod, EventType::Warning, &format!("Resize{reason}"), message);
+            }
+            self.answer = answer;
+            return;
+        }
+        report.pod(&self.pod, EventType::Normal, "ResizeStarted", resize::message("started", &wanted, ""));
+        self.allocation.granted = Allocation::of(&wanted).granted;
+        (self.answer, self.resize_failure, self.resizing) = (answer, None, true);
+        self.pod = Arc::new(Pod { status: self.pod.status.clone(), ..(*wanted).clone() });
+        self.wanted = None;
+        // What was granted is kept before it is acted on.
+        self.keep_allocation();
+    }
+
+    /// Keeps what was granted and given once the pod has a folder, if there is anything to keep.
+    fn keep_allocation(&mut self) {
+        let running: BTreeSet<&str> = self.runtime.running().map(|c| c.id.as_str()).collect();
+        self.allocation.applied.retain(|id, _| running.contains(id.as_str()));
+        if self.allocation.is_trivial() || self.kept_allocation.as_ref() == Some(&self.allocation) {
+            return;
+        }
+        if tasks::keep_allocation(&self.context.node, &self.pod, &self.allocation) {
+            self.kept_allocation = Some(self.allocation.clone());
+        }
+    }
+
+    fn tell_resized(&mut self, now: Timestamp) {
+        let done = self.resizing
+            && self.pod.status.as_ref().is_none_or(|status| {
+                status.conditions.iter().flatten().all(|condition| condition.type_ != "PodResizeInProgress")
+            });
+        if done && self.ending.is_none() {
+            self.resizing = false;
+            tracing::debug!(pod = spec::title(&self.pod), %now, "resized");
+            let message = resize::message("completed", &self.pod, "");
+            self.context.report.pod(&self.pod, EventType::Normal, "ResizeCompleted", message);
+        }
     }
 
     fn volumes_stale(&mut self) {
@@ -378,6 +474,7 @@ impl Worker {
             active_deadline(&self.pod, Some(self.started)).filter(|_| self.ending.is_none() && self.failed.is_none())
         );
         self.show(now);
+        self.tell_resized(now);
         self.remember();
         wake.at(self.write(now));
         wake.0
@@ -423,6 +520,8 @@ impl Worker {
             start_failures: &self.start_failures,
             sandbox_failure: self.sandbox_failure.as_ref(),
             busy: &self.busy,
+            applied: &self.allocation.applied,
+            resize_failure: self.resize_failure.as_ref(),
             restarts: &self.restarts,
             max_restart_delay: self.context.max_restart_delay,
             probes: &self.probes,
@@ -441,6 +540,9 @@ impl Worker {
             failed: self.failed.as_ref(),
             ending: self.ending.is_some(),
             stopped: self.ending.is_some() && self.runtime.running().count() == 0,
+            applied: &self.allocation.applied,
+            resize_pending: self.answer.pending(),
+            resize_error: self.resize_failure.as_ref().map(|failure| failure.message.as_str()),
             host_ips: &self.context.node.ips,
             runtime_name: &self.context.runtime_name,
             started: self.started,
@@ -510,7 +612,15 @@ impl Worker {
                     self.busy.remove(&Task::Start(container));
                     return;
                 };
+                if let Some((_, definition)) = spec::container(&pod, &container) {
+                    self.starting.insert(container.clone(), definition.resources.clone().unwrap_or_default());
+                }
+                let target = spec::target(&pod, &container).map(|target| {
+                    let found = self.runtime.newest(target).map(|record| record.id.clone());
+                    found.ok_or_else(|| format!("unable to find target container {target}"))
+                });
                 let start = tasks::StartContainer {
+                    target,
                     pod,
                     container,
                     attempt,
@@ -522,7 +632,13 @@ impl Worker {
                 };
                 self.tasks.spawn(async move { done(tasks::start(&context, start).await) });
             }
+            Action::ResizeContainer { container, id } => {
+                self.tasks.spawn(async move { done(tasks::resize(&context, &pod, &container, id).await) });
+            }
             Action::KillContainer { container, id, grace, cause } => {
+                if let Some(record) = self.runtime.containers.iter_mut().find(|c| c.id == id) {
+                    record.condemned |= cause.starts_anew();
+                }
                 let sandbox = self.runtime.containers.iter().find(|c| c.id == id).map(|c| c.sandbox.clone());
                 let sandbox = sandbox.unwrap_or_default();
                 let host = self.pod_ips(&sandbox).into_iter().next().unwrap_or_default();
@@ -653,6 +769,17 @@ impl Worker {
                     self.start_failures.insert(container, failure);
                 }
             }
+            TaskResult::Resized(id, Ok(resources)) => {
+                self.resize_failure = None;
+                self.allocation.applied.insert(id, resources);
+                self.keep_allocation();
+            }
+            TaskResult::Resized(_, Err(message)) => {
+                let text = resize::message("error", &self.pod, &message);
+                self.context.report.pod(&self.pod, EventType::Warning, "ResizeError", text);
+                let retry = now + RESIZE_RETRY;
+                self.resize_failure = Some(Failure { reason: "Error".into(), message, retry });
+            }
             TaskResult::Killed(record) => {
                 if let Some(record) = record {
                     self.merge(record);
@@ -699,11 +826,12 @@ impl Worker {
         snapshot.runtime = self.runtime.clone();
     }
 
-    /// Keeps readiness on disk, so that a restart of the kubelet flips nothing.
+    /// Keeps readiness and resources on disk, so that a restart of the kubelet flips and forgets nothing.
     fn remember(&mut self) {
         if self.ending.is_some() {
             return;
         }
+        self.keep_allocation();
         let kept = self.probes.to_remember(&self.pod, &self.runtime);
         if kept != self.remembered {
             tasks::keep(&self.context.node, &self.pod, &kept);
@@ -738,6 +866,14 @@ impl Worker {
         let uid = self.api_uid.clone()?;
         let status = self.pod.status.clone()?;
         if let Some(patch) = api_status::patch(&uid, self.sent.as_ref(), &status) {
+            if !self.ended && !api_status::is_urgent(self.sent.as_ref(), &status) {
+                let until = self.gathered.unwrap_or(now) + GATHER;
+                self.gathered.get_or_insert(now);
+                if until > now {
+                    return Some(until);
+                }
+            }
+            self.gathered = None;
             self.writing = true;
             self.tasks.spawn(async move {
                 let result = api_status::send(client, &namespace, &name, patch).await;
@@ -782,8 +918,25 @@ impl Worker {
     }
 }
 
-const OWN_CONDITIONS: &[&str] =
-    &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWN_CONDITIONS: &[&str] = &[
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    "PodResizePending",
+    "PodResizeInProgress",
+];
+
+/// The pod with what was granted to it, and the pod as it is if that asks for something else.
+fn granted(allocation: &Allocation, pod: &Arc<Pod>) -> (Arc<Pod>, Option<Arc<Pod>>) {
+    let mut own = (**pod).clone();
+    allocation.impose(&mut own);
+    match resize::differs(&own, pod) {
+        true => (Arc::new(own), Some(pod.clone())),
+        false => (pod.clone(), None),
+    }
+}
 
 /// The earliest of some times.
 struct Wake(Option<Timestamp>);

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bosun_kit::events::EventType;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,7 @@ use crate::objects;
 use crate::pod::plan::{Cause, Failure};
 use crate::pod::probe::{Due, ProbeKind, Remembered, probe_of};
 use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
+use crate::pod::resize::Allocation;
 use crate::pod::spec;
 use crate::probes::{self, Outcome};
 use crate::volumes::{self, Made};
@@ -42,6 +43,8 @@ pub(super) enum TaskResult {
     Prepared(Result<Ready, Failure>),
     Started(Vec<ContainerRecord>, Option<Failure>),
     Killed(Option<ContainerRecord>),
+    /// A container's id, and what it now has.
+    Resized(String, Result<ResourceRequirements, String>),
     Collected(Vec<String>),
 }
 
@@ -145,13 +148,13 @@ pub(super) async fn prepare(context: &Context, pod: &Pod, name: String, give_up:
     };
     let look = async {
         let objects = async {
-            objects::for_env(&*context.objects, pod, container).await.map_err(|message| {
+            objects::for_env(&*context.objects, pod, &container).await.map_err(|message| {
                 context.report.container(pod, &name, EventType::Warning, "Failed", format!("Error: {message}"));
                 config_failure(message)
             })
         };
-        let (image, objects) = futures::try_join!(context.images.ensure(pod, container), objects)?;
-        if let Err(message) = security::check_non_root(pod, container, &image.user) {
+        let (image, objects) = futures::try_join!(context.images.ensure(pod, &container), objects)?;
+        if let Err(message) = security::check_non_root(pod, &container, &image.user) {
             context.report.container(pod, &name, EventType::Warning, "Failed", format!("Error: {message}"));
             return Err(config_failure(message));
         }
@@ -173,6 +176,8 @@ pub(super) struct StartContainer {
     pub(super) container: String,
     pub(super) attempt: u32,
     pub(super) sandbox: String,
+    /// The id of the container that an ephemeral one looks at, or why there is none.
+    pub(super) target: Option<Result<String, String>>,
     pub(super) ips: Vec<String>,
     pub(super) ready: Ready,
     pub(super) messages: mpsc::UnboundedSender<Message>,
@@ -192,7 +197,7 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
         let failure = Failure { reason: reason.to_owned(), message, retry: Timestamp::now() + after };
         TaskResult::Started(Vec::new(), Some(failure))
     };
-    let (config, sandbox_config) = match configure(context, &start, container) {
+    let (config, sandbox_config) = match configure(context, &start, &container) {
         Ok(configs) => configs,
         Err(message) => return failed("CreateContainerConfigError", message, CONFIG_RETRY),
     };
@@ -229,7 +234,7 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
     }
     let host = start.ips.first().cloned().unwrap_or_default();
     let ran = tokio::select! {
-        ran = probes::hook(&*context.runtime, hook, container, &id, &host, None) => ran,
+        ran = probes::hook(&*context.runtime, hook, &container, &id, &host, None) => ran,
         () = start.give_up.cancelled() => Ok(()),
     };
     let Err(message) = ran else { return TaskResult::Started(Vec::new(), None) };
@@ -255,6 +260,7 @@ fn configure(context: &Context, start: &StartContainer, container: &Container) -
         devices: Vec::new(),
         image_ref: start.ready.image.reference.clone(),
         image_user: start.ready.image.user.clone(),
+        target: start.target.clone().transpose()?,
     };
     let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text());
     let logs = PathBuf::from(&sandbox_config.log_directory).join(&container.name);
@@ -277,6 +283,29 @@ fn link_log(context: &Context, pod: &Pod, container: &str, id: &str, log: &std::
     }
 }
 
+/// Gives a running container the resources that its pod was granted.
+pub(super) async fn resize(context: &Context, pod: &Pod, name: &str, id: String) -> TaskResult {
+    let Some((_, container)) = spec::container(pod, name) else {
+        return TaskResult::Resized(id, Err(format!("container {name} is not in the pod")));
+    };
+    let given = give(context, pod, &container, &id).await;
+    TaskResult::Resized(id, given.map(|()| container.resources.clone().unwrap_or_default()))
+}
+
+async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> Result<(), String> {
+    let resources = resources::container_resources(pod, container, &context.node);
+    let limit = resources.memory_limit_in_bytes;
+    // Some kernels kill at once where others refuse.
+    let cgroup = format!("{}/{id}", resources::cgroup_parent(pod, &context.node));
+    if let Some(usage) = context.cgroups.memory_usage(&cgroup).filter(|usage| limit > 0 && *usage > limit) {
+        return Err(format!("attempting to set container memory limit ({limit}) below current usage ({usage})"));
+    }
+    // The pod's own limits are raised before those within them and lowered after: one of the two attempts fits.
+    let before = context.cgroups.set_up_pod(pod, &context.node);
+    context.runtime.update_resources(id, resources).await.map_err(|error| error.to_string())?;
+    before.or_else(|_| context.cgroups.set_up_pod(pod, &context.node)).map_err(|error| error.to_string())
+}
+
 /// A container to stop.
 pub(super) struct Kill {
     pub(super) pod: Arc<Pod>,
@@ -297,14 +326,15 @@ pub(super) async fn kill(context: &Context, kill: Kill) -> TaskResult {
     let message = match &kill.cause {
         Cause::PodEnds | Cause::SandboxChanged => format!("Stopping container {name}"),
         Cause::DefinitionChanged => format!("Container {name} definition changed, will be restarted"),
+        Cause::Resized => format!("Container {name} resize requires restart"),
         Cause::Probe(ProbeKind::Startup) => format!("Container {name} failed startup probe, will be restarted"),
         Cause::Probe(_) => format!("Container {name} failed liveness probe, will be restarted"),
     };
     event(EventType::Normal, "Killing", message);
     let began = Instant::now();
     let container = spec::container(pod, name).map(|(_, c)| c);
-    let hook = container.and_then(|c| c.lifecycle.as_ref()).and_then(|l| l.pre_stop.as_ref());
-    if let (Some(container), Some(hook), 1..) = (container, hook, kill.grace) {
+    let hook = container.as_ref().and_then(|c| c.lifecycle.as_ref()).and_then(|l| l.pre_stop.as_ref());
+    if let (Some(container), Some(hook), 1..) = (&container, hook, kill.grace) {
         let limit = Duration::from_secs(kill.grace as u64);
         let ran = probes::hook(&*context.runtime, hook, container, &kill.id, &kill.host, Some(limit)).await;
         if let Err(message) = ran {
@@ -325,8 +355,8 @@ pub(super) async fn kill(context: &Context, kill: Kill) -> TaskResult {
 }
 
 pub(super) async fn probe(context: &Context, pod: &Pod, due: &Due, host: &str) -> Outcome {
-    let found = spec::container(pod, &due.container).map(|(_, c)| c);
-    let Some((container, probe)) = found.and_then(|c| Some((c, probe_of(c, due.kind)?))) else {
+    let container = spec::container(pod, &due.container).map(|(_, c)| c);
+    let Some((container, probe)) = container.as_ref().and_then(|c| Some((c, probe_of(c, due.kind)?))) else {
         return Outcome::Undecided("the probe is no longer in the pod".to_owned());
     };
     probes::run(&*context.runtime, probe, container, &due.container_id, host).await
@@ -366,16 +396,45 @@ pub(super) fn recall(node: &Node, pod: &Pod) -> BTreeMap<String, Remembered> {
     serde_json::from_slice(&bytes).unwrap_or_default()
 }
 
-/// Keeps what is known of the pod's probes. Written beside and renamed, so that it is whole or absent; not synced, since
-/// after a crash of the machine no container runs to which it could apply.
+/// Keeps what is known of the pod's probes.
 pub(super) fn keep(node: &Node, pod: &Pod, kept: &BTreeMap<String, Remembered>) {
-    let path = kept_path(node, pod);
+    write_beside(&kept_path(node, pod), kept);
+}
+
+fn allocation_path(node: &Node, pod: &Pod) -> PathBuf {
+    node.pod_dir(pod).join("resources.json")
+}
+
+/// What was kept of the pod's resources; none if there is nothing. A damaged file is told of: what was granted is then
+/// what the definition asks for.
+pub(super) fn recall_allocation(node: &Node, pod: &Pod) -> Option<Allocation> {
+    let path = allocation_path(node, pod);
+    let bytes = fs::read(&path).ok()?;
+    match serde_json::from_slice(&bytes) {
+        Ok(allocation) => Some(allocation),
+        Err(error) => {
+            tracing::warn!(path = text(&path), %error, "what was granted to the pod is not known; taking its definition");
+            None
+        }
+    }
+}
+
+/// Keeps what was granted and given to the pod; false if it has no folder yet or the file cannot be written.
+pub(super) fn keep_allocation(node: &Node, pod: &Pod, allocation: &Allocation) -> bool {
+    node.pod_dir(pod).exists() && write_beside(&allocation_path(node, pod), allocation)
+}
+
+/// Written beside and renamed, so that it is whole or absent; not synced, since after a crash of the machine no
+/// container runs to which it could apply.
+fn write_beside(path: &Path, kept: &impl serde::Serialize) -> bool {
     let beside = path.with_extension("new");
     let write = || -> std::io::Result<()> {
         fs::write(&beside, serde_json::to_vec(kept)?)?;
-        fs::rename(&beside, &path)
+        fs::rename(&beside, path)
     };
-    if let Err(error) = write() {
-        tracing::debug!(path = text(&path), %error, "probe results were not kept");
+    let written = write();
+    if let Err(error) = &written {
+        tracing::debug!(path = text(path), %error, "not kept");
     }
+    written.is_ok()
 }

@@ -1,19 +1,21 @@
-//! Raw CRI calls: the floor under everything a kubelet can reach.
+//! Raw CRI calls: the floor under everything a kubelet can reach. The requests are those that the kubelet makes of the
+//! same pod (seccomp profile, namespaces, masked paths, mounts, …), so that the runtime's work is the same.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use bosun_kubelet::make;
 use bosun_proto::cri::runtime_service_client::RuntimeServiceClient;
 use bosun_proto::cri::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, LinuxContainerConfig,
-    LinuxContainerResources, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, RemoveContainerRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    CreateContainerRequest, Mount, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
 };
 use bosun_tests::images::WEB;
 use bosun_tests::{Fabric, Node};
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod as Definition;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
@@ -24,8 +26,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub(crate) struct Runtime {
     client: RuntimeServiceClient<Channel>,
-    cgroup: String,
-    logs: PathBuf,
+    node: make::Node,
 }
 
 /// A pod with one running container.
@@ -37,22 +38,21 @@ pub(crate) struct Pod {
 impl Runtime {
     pub(crate) async fn connect(fabric: &Fabric, node: &Node) -> Result<Self> {
         let channel = dial(&node.socket()).await?;
-        Ok(Self {
-            client: RuntimeServiceClient::new(channel),
-            cgroup: format!("{}/raw", node.cgroup),
-            logs: fabric.logs().join(&node.name).join("raw"),
-        })
+        Ok(Self { client: RuntimeServiceClient::new(channel), node: kubelet_node(fabric, node) })
     }
 
     /// The three calls that make a pod with one container.
     pub(crate) async fn run(&self, name: &str) -> Result<Pod> {
         let mut client = self.client.clone();
-        let sandbox_config = self.sandbox_config(name);
+        let pod = definition(name)?;
+        let resolver = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let sandbox_config = make::sandbox::config(&pod, &self.node, 0, &resolver);
+        let config = self.container_config(&pod)?;
         let request = RunPodSandboxRequest { config: Some(sandbox_config.clone()), ..Default::default() };
         let sandbox = client.run_pod_sandbox(request).await.context("RunPodSandbox")?.into_inner().pod_sandbox_id;
         let request = CreateContainerRequest {
             pod_sandbox_id: sandbox.clone(),
-            config: Some(container_config()),
+            config: Some(config),
             sandbox_config: Some(sandbox_config),
         };
         let container = client.create_container(request).await.context("CreateContainer")?.into_inner().container_id;
@@ -75,34 +75,51 @@ impl Runtime {
         Ok(())
     }
 
-    fn sandbox_config(&self, name: &str) -> PodSandboxConfig {
-        PodSandboxConfig {
-            metadata: Some(PodSandboxMetadata {
-                name: name.to_owned(),
-                uid: name.to_owned(),
-                namespace: "raw".to_owned(),
-                attempt: 0,
-            }),
-            hostname: name.to_owned(),
-            log_directory: self.logs.join(name).display().to_string(),
-            labels: BTreeMap::from([("io.kubernetes.pod.name".to_owned(), name.to_owned())]),
-            linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: format!("{}/{name}", self.cgroup),
-                ..Default::default()
-            }),
+    /// The container's configuration, with the files that a kubelet mounts into every container.
+    fn container_config(&self, pod: &Definition) -> Result<bosun_proto::cri::ContainerConfig> {
+        let container =
+            pod.spec.as_ref().and_then(|spec| spec.containers.first()).context("a pod without containers")?;
+        let folder = self.node.container_dir(pod, &container.name);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let (hosts, message) = (self.node.hosts_file(pod), folder.join("message"));
+        fs::write(&hosts, make::names::hosts_file(pod, &self.node, &[], None))?;
+        fs::write(&message, "")?;
+        let mounts = [(hosts, "/etc/hosts"), (message, "/dev/termination-log")].map(|(from, to)| Mount {
+            container_path: to.to_owned(),
+            host_path: make::text(&from),
             ..Default::default()
-        }
+        });
+        let looked = make::container::Looked { mounts: mounts.into(), image_ref: WEB.to_owned(), ..Default::default() };
+        Ok(make::container::config(pod, container, &self.node, 0, looked))
     }
 }
 
-fn container_config() -> ContainerConfig {
-    let resources = LinuxContainerResources { cpu_period: 100_000, cpu_shares: 2, ..Default::default() };
-    ContainerConfig {
-        metadata: Some(ContainerMetadata { name: "web".to_owned(), attempt: 0 }),
-        image: Some(ImageSpec { image: WEB.to_owned(), ..Default::default() }),
-        log_path: "web/0.log".to_owned(),
-        linux: Some(LinuxContainerConfig { resources: Some(resources), ..Default::default() }),
-        ..Default::default()
+/// The pod of [`crate::pods`], as the API server would give it to a kubelet.
+fn definition(name: &str) -> Result<Definition> {
+    let mut pod = crate::pods::pod(name, "raw")?;
+    (pod.metadata.namespace, pod.metadata.uid) = (Some("raw".to_owned()), Some(name.to_owned()));
+    Ok(pod)
+}
+
+/// The node as its kubelet sees it.
+fn kubelet_node(fabric: &Fabric, node: &Node) -> make::Node {
+    let logs = fabric.logs().join(&node.name);
+    make::Node {
+        name: node.name.clone(),
+        ips: vec![node.address.to_string()],
+        root_dir: node.data.join("raw"),
+        pod_logs_dir: logs.join("raw"),
+        container_logs_dir: logs.join("raw-containers"),
+        cluster_dns: vec!["10.96.0.10".to_owned()],
+        cluster_domain: "cluster.local".to_owned(),
+        resolver_file: None,
+        seccomp_default: false,
+        cpu_quota_period: Some(Duration::from_millis(100)),
+        memory_capacity: 1 << 30,
+        cpu_capacity: 2000,
+        cgroup_root: format!("{}/raw", node.cgroup),
+        cgroups_per_qos: true,
+        systemd_cgroups: false,
     }
 }
 

@@ -102,8 +102,8 @@ fn is_ready(pod: &Pod) -> bool {
     conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True")
 }
 
-/// Without requests, probes or volumes, as the raw calls have none; placed by the scheduler, on the wanted node.
-fn pod(name: &str, node: &str) -> Result<Pod> {
+/// Without requests, probes or volumes; placed by the scheduler, on the wanted node. The raw calls make the same pod.
+pub(crate) fn pod(name: &str, node: &str) -> Result<Pod> {
     Ok(serde_json::from_value(json!({
         "metadata": { "name": name, "labels": { "app": "bench" } },
         "spec": {

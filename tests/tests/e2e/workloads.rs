@@ -7,7 +7,7 @@ use bosun_tests::images::{BUSYBOX_IMAGE, WEB};
 use bosun_tests::process::eventually;
 
 use crate::Cases;
-use crate::case::{Case, LIMIT, has};
+use crate::case::{Case, Era, LIMIT, has};
 
 pub(crate) const CASES: Cases = &[
     ("a_pod_becomes_ready_and_goes", a_pod_becomes_ready_and_goes),
@@ -21,6 +21,8 @@ pub(crate) const CASES: Cases = &[
     ("an_unplaceable_pod_says_why", an_unplaceable_pod_says_why),
     ("owned_objects_go_with_their_owner", owned_objects_go_with_their_owner),
     ("limits_reach_the_cgroup", limits_reach_the_cgroup),
+    ("a_resize_reaches_the_cgroup", a_resize_reaches_the_cgroup),
+    ("debug_with_an_ephemeral_container", debug_with_an_ephemeral_container),
 ];
 
 fn a_pod_becomes_ready_and_goes(case: &Case) -> Result<()> {
@@ -258,4 +260,84 @@ fn limits_reach_the_cgroup(case: &Case) -> Result<()> {
                   cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
     let shown = case.exec("bound", &["sh", "-c", script])?;
     has(&shown, "33554432\n25000")
+}
+
+/// `kubectl debug`: a container added to a running pod, which sees the processes of the one it is aimed at.
+fn debug_with_an_ephemeral_container(case: &Case) -> Result<()> {
+    case.web("one")?;
+    if case.era == Era::Old {
+        // kubectl 1.20 speaks the form that the API had before the feature was finished.
+        return Ok(());
+    }
+    let image = format!("--image={BUSYBOX_IMAGE}");
+    let look =
+        "until [ -e /tmp/done ]; do for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done; sleep 1; done";
+    case.kubectl.ask(&[
+        "debug",
+        "one",
+        &image,
+        "--image-pull-policy=Never",
+        "--target=web",
+        "--container=look",
+        "--",
+        "sh",
+        "-c",
+        look,
+    ])?;
+    eventually("the debugger sees the web server", LIMIT, || {
+        let seen = case.kubectl.ask(&["logs", "one", "-c", "look"])?;
+        ensure!(seen.contains("/web"), "{seen}");
+        Ok(())
+    })?;
+    case.kubectl.ask(&["exec", "one", "-c", "look", "--", "touch", "/tmp/done"])?;
+    case.becomes("pod/one", ".status.ephemeralContainerStatuses[0].state.terminated.exitCode", "0")?;
+    ensure!(case.field("pod/one", ".status.containerStatuses[0].restartCount")? == "0");
+    ensure!(case.field("pod/one", ".status.containerStatuses[0].ready")? == "true");
+    Ok(())
+}
+
+/// A resize in place: the running container has it without a restart, one that does not fit waits and says so.
+fn a_resize_reaches_the_cgroup(case: &Case) -> Result<()> {
+    let spec = format!(
+        "containers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sleep, '100000']\n  \
+         resources: {{requests: {{cpu: 100m, memory: 32Mi}}, limits: {{cpu: 200m, memory: 64Mi}}}}\n"
+    );
+    case.kubectl.apply(&case.pod("grows", &spec))?;
+    case.ready("grows")?;
+    let resize = |cpu: &str, limit: &str| {
+        let resources = format!(r#"{{"requests":{{"cpu":"{cpu}"}},"limits":{{"cpu":"{limit}"}}}}"#);
+        let patch = format!(r#"{{"spec":{{"containers":[{{"name":"shell","resources":{resources}}}]}}}}"#);
+        // kubectl 1.20 does not know the subresource.
+        case.cluster.kubectl().within(&case.namespace).ask(&[
+            "patch",
+            "pod",
+            "grows",
+            "--subresource=resize",
+            "-p",
+            &patch,
+        ])
+    };
+    resize("150m", "500m")?;
+    let quota = || {
+        case.exec(
+            "grows",
+            &["sh", "-c", "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us || cut -d' ' -f1 /sys/fs/cgroup/cpu.max"],
+        )
+    };
+    eventually("the new quota in the container", LIMIT, || {
+        let quota = quota()?;
+        ensure!(quota.trim() == "50000", "{quota}");
+        Ok(())
+    })?;
+    case.becomes("pod/grows", ".status.containerStatuses[0].resources.limits.cpu", "500m")?;
+    case.becomes("pod/grows", ".status.conditions[?(@.type=='PodResizeInProgress')].status", "")?;
+    has(&case.kubectl.ask(&["get", "events"])?, "ResizeCompleted")?;
+
+    resize("1000", "1000")?;
+    case.becomes("pod/grows", ".status.conditions[?(@.type=='PodResizePending')].reason", "Infeasible")?;
+    ensure!(case.field("pod/grows", ".status.containerStatuses[0].resources.limits.cpu")? == "500m");
+    resize("150m", "500m")?;
+    case.becomes("pod/grows", ".status.conditions[?(@.type=='PodResizePending')].reason", "")?;
+    ensure!(case.field("pod/grows", ".status.containerStatuses[0].restartCount")? == "0");
+    Ok(())
 }

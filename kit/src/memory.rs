@@ -2,7 +2,7 @@
 
 /// Give what the allocator keeps of freed memory back to the system. For after work that takes many times what it
 /// leaves behind; it takes a millisecond or so.
-pub(crate) fn give_back() {
+pub fn give_back() {
     #[cfg(target_env = "gnu")]
     #[expect(unsafe_code, reason = "there is no other way to ask the allocator")]
     // SAFETY: malloc_trim takes the allocator's own locks and touches free memory only.
