@@ -329,6 +329,28 @@ async fn a_shutdown_ends_pods_lowest_priority_first() {
     assert_eq!(late["message"], "Pod was rejected: Pod was rejected as the node is shutting down.");
 }
 
+#[tokio::test]
+async fn unused_images_go_when_the_disk_is_full() {
+    let mut rig = Rig::start(Offer::default());
+    rig.add("busy", json!({}));
+    rig.until_phase("busy", "Running").await;
+    rig.runtime.add_image("unused:1");
+    let fields = |high: i32| {
+        json!({"imageGCHighThresholdPercent": high, "imageGCLowThresholdPercent": 0,
+        "evictionHard": {"memory.available": "1"}})
+    };
+    let lost = rig.keep_up(fields(0));
+    assert!(lost.collect_images_once(true).await, "the file system of images is not known");
+    rig.runtime.set_image_filesystem(rig.folder.path().to_str().unwrap());
+    let idle = rig.keep_up(fields(101));
+    rig.runtime.take_calls();
+    assert!(!idle.collect_images_once(false).await, "not full");
+    assert_eq!(rig.runtime.take_calls(), Vec::<String>::new());
+    // No disk is emptied by one small image, which is told.
+    assert!(lost.collect_images_once(false).await);
+    assert_eq!(rig.runtime.take_calls(), ["RemoveImage sha256:unused:1"]);
+}
+
 /// A pod on the node's network that does this and then nothing.
 fn doing(script: &str, resources: Value) -> Value {
     let script = format!("{script}; busybox sleep 1000");

@@ -44,7 +44,7 @@ pub struct Resources {
     pub inodes: u64,
     /// Inodes left on it.
     pub inodes_free: u64,
-    /// The most process ids there can be.
+    /// The most processes and threads there can be.
     pub pids: u64,
     /// Process ids left.
     pub pids_available: u64,
@@ -99,7 +99,10 @@ impl MachineReader {
         let of = |name| meminfo_bytes(&meminfo, name).unwrap_or(0);
         // As the eviction signal: everything but the working set, which leaves out inactive file pages.
         let memory_available = of("MemFree") + of("Inactive(file)");
-        let pids = self.first(&["proc/sys/kernel/pid_max"]).and_then(|v| v.parse().ok()).unwrap_or(0);
+        // Threads count as processes, and each has an id: whichever bound is lower comes first.
+        let bound = |path| self.first(&[path]).and_then(|v| v.parse::<u64>().ok());
+        let bounds = [bound("proc/sys/kernel/pid_max"), bound("proc/sys/kernel/threads-max")];
+        let pids = bounds.into_iter().flatten().min().unwrap_or(0);
         let running = self.text("proc/loadavg");
         let running = running.split_whitespace().nth(3).and_then(|f| f.split_once('/')?.1.parse().ok()).unwrap_or(0);
         let block = fs.fragment_size();
@@ -188,7 +191,8 @@ mod tests {
         write("etc/machine-id", "m1\n");
         write("proc/sys/kernel/random/boot_id", "b1\n");
         write("proc/sys/kernel/osrelease", "6.18.0\n");
-        write("proc/sys/kernel/pid_max", "1000\n");
+        write("proc/sys/kernel/pid_max", "4194304\n");
+        write("proc/sys/kernel/threads-max", "1000\n");
         write("proc/loadavg", "0 0 0 1/40 7\n");
         write("etc/os-release", "ID=debian\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n");
         write("proc/stat", "cpu  1\ncpu0 1\ncpu1 1\nintr 5\n");

@@ -25,6 +25,7 @@ struct World {
     images: BTreeMap<String, cri::Image>,
     calls: Vec<String>,
     failures: BTreeMap<&'static str, String>,
+    image_filesystem: Option<String>,
 }
 
 impl FakeRuntime {
@@ -38,6 +39,11 @@ impl FakeRuntime {
         let image =
             cri::Image { id: format!("sha256:{name}"), repo_tags: vec![name.into()], size: 1024, ..Default::default() };
         self.world().images.insert(name.into(), image);
+    }
+
+    /// Puts images on the file system that holds `path`.
+    pub fn set_image_filesystem(&self, path: &str) {
+        self.world().image_filesystem = Some(path.into());
     }
 
     /// Makes the next call of that name fail with `message`.
@@ -331,6 +337,11 @@ impl Runtime for FakeRuntime {
     }
 
     async fn image_filesystems(&self) -> Result<cri::ImageFsInfoResponse> {
-        Ok(cri::ImageFsInfoResponse::default())
+        let usage = |mountpoint: String| cri::FilesystemUsage {
+            fs_id: Some(cri::FilesystemIdentifier { mountpoint }),
+            ..Default::default()
+        };
+        let image_filesystems = self.world().image_filesystem.clone().map(usage).into_iter().collect();
+        Ok(cri::ImageFsInfoResponse { image_filesystems, ..Default::default() })
     }
 }

@@ -151,7 +151,7 @@ impl Upkeep {
     }
 
     /// Collects once; returns whether that failed. The first failure in a row is no event: numbers may be missing early.
-    pub(super) async fn collect_images_once(&self, failed_before: bool) -> bool {
+    pub async fn collect_images_once(&self, failed_before: bool) -> bool {
         let collected = match self.image_disk().await {
             Ok(disk) => self.images.collect(disk).await,
             Err(error) => Err(error),
