@@ -17,6 +17,7 @@ use rig::Kubelet;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 async fn connect(kubelet: &Kubelet, path: &str, protocols: &str, want: &str) -> WebSocketStream<TokioIo<Upgraded>> {
     let request = Request::builder()
@@ -46,13 +47,17 @@ fn message(bytes: &[u8]) -> Message {
     Message::Binary(bytes.to_vec().into())
 }
 
-/// The messages until the server closes.
+/// The messages until the server closes; a client would take anything but a normal close for a failure.
 async fn until_closed(socket: &mut WebSocketStream<TokioIo<Upgraded>>) -> Vec<Vec<u8>> {
     let mut seen = Vec::new();
     loop {
         match next(socket).await {
             Some(Message::Binary(bytes)) => seen.push(bytes.to_vec()),
-            None | Some(Message::Close(_)) => return seen,
+            Some(Message::Close(frame)) => {
+                assert_eq!(frame.unwrap().code, CloseCode::Normal);
+                return seen;
+            }
+            None => panic!("the connection ended without a close after {seen:?}"),
             Some(_) => {}
         }
     }

@@ -1,6 +1,13 @@
 //! SIGKILL of any process: the cluster goes on, and no pod restarts for it.
 
-use anyhow::{Result, ensure};
+use std::fs;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use bosun_tests::images::{BUSYBOX_IMAGE, WEB};
 use bosun_tests::process::eventually;
 
 use crate::Cases;
@@ -11,7 +18,13 @@ pub(crate) const CASES: Cases = &[
     ("a_killed_containerd_comes_back", a_killed_containerd_comes_back),
     ("a_killed_server_comes_back", a_killed_server_comes_back),
     ("everything_killed_at_once_comes_back", everything_killed_at_once_comes_back),
+    ("an_agent_killed_again_and_again", an_agent_killed_again_and_again),
 ];
+
+/// How often the agent is killed in the last of them, unless `BOSUN_KILLS` says otherwise.
+const KILLS: u32 = 10;
+/// Pods that run all the while.
+const STEADY: usize = 6;
 
 /// What must not change: container ids and restart counts.
 fn identity(case: &Case) -> Result<String> {
@@ -74,5 +87,113 @@ fn everything_killed_at_once_comes_back(case: &Case) -> Result<()> {
         case.member.containerd.start()?;
         case.cluster.start_server()?;
         case.cluster.start_agent(&case.member)
+    })
+}
+
+/// A watch of the steady pods, as lines `NAME READY RESTARTS`, in a file.
+struct Watch {
+    child: Child,
+    seen: std::path::PathBuf,
+}
+
+impl Watch {
+    fn start(case: &Case) -> Result<Self> {
+        let seen = case.cluster.fabric.data.join(format!("{}.watch", case.namespace));
+        let columns = r#"jsonpath={.metadata.name} {.status.conditions[?(@.type=="Ready")].status} {.status.containerStatuses[*].restartCount}{"\n"}"#;
+        let mut command = case.kubectl.command(&["get", "pods", "-l", "steady=yes", "--watch", "-o", columns]);
+        let child = command.stdout(fs::File::create(&seen)?).stderr(Stdio::inherit()).spawn()?;
+        Ok(Self { child, seen })
+    }
+
+    /// Every line must say Ready and no restart.
+    fn check(&self) -> Result<()> {
+        let seen = fs::read_to_string(&self.seen)?;
+        ensure!(seen.lines().count() >= STEADY, "the watch saw only:\n{seen}");
+        let bad: Vec<&str> = seen.lines().filter(|line| !line.ends_with(" True 0")).collect();
+        ensure!(bad.is_empty(), "a steady pod was not Ready, or restarted:\n{}", bad.join("\n"));
+        Ok(())
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A pod whose init container leaves a line each time it runs.
+fn counting(case: &Case, name: &str, steady: bool) -> String {
+    let spec = format!(
+        "initContainers:\n- name: count\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  \
+         command: [sh, -c, 'echo ran >> /data/runs']\n  volumeMounts: [{{name: data, mountPath: /data}}]\n\
+         containers:\n- name: web\n  image: {WEB}\n  imagePullPolicy: Never\n  \
+         readinessProbe: {{httpGet: {{path: /readyz, port: 8080}}, periodSeconds: 1}}\n  \
+         volumeMounts: [{{name: data, mountPath: /data}}]\nvolumes: [{{name: data, emptyDir: {{}}}}]\n"
+    );
+    let labels = format!("labels: {{app: {name}, steady: '{}'}}", if steady { "yes" } else { "no" });
+    case.pod(name, &spec).replace(&format!("labels: {{app: {name}}}"), &labels)
+}
+
+/// Killed at any moment while pods are made, probed and removed: those that run never restart, never lose their
+/// readiness and never run their init container again; those that are made come to run; those removed leave nothing.
+fn an_agent_killed_again_and_again(case: &Case) -> Result<()> {
+    let kills = std::env::var("BOSUN_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let names: Vec<String> = (0..STEADY).map(|number| format!("steady-{number}")).collect();
+    for name in &names {
+        case.kubectl.apply(&counting(case, name, true))?;
+    }
+    names.iter().try_for_each(|name| case.ready(name))?;
+    let before = identity(case)?;
+    let watch = Watch::start(case)?;
+
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let churn = scope.spawn(|| -> Result<()> {
+            let mut round = 0;
+            while !over.load(Ordering::Relaxed) {
+                round += 1;
+                let name = format!("comes-{round}");
+                case.kubectl.apply(&counting(case, &name, false))?;
+                case.ready(&name)?;
+                case.kubectl.ask(&["delete", "pod", &name])?;
+            }
+            Ok(())
+        });
+        // The same moments each time, spread by a fixed sequence.
+        let mut seed = 12_345_u64;
+        let killed = (0..kills).try_for_each(|_| -> Result<()> {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            thread::sleep(Duration::from_millis(50 + (seed >> 33) % 1500));
+            case.member.agent.kill()?;
+            case.cluster.start_agent(&case.member)
+        });
+        over.store(true, Ordering::Relaxed);
+        let churned = churn.join().map_err(|_| anyhow!("the thread that makes pods panicked"))?;
+        killed.and(churned)
+    })?;
+
+    case.cluster.wait_ready(&case.member)?;
+    let after = identity(case)?;
+    ensure!(before == after, "before: {before}\nafter: {after}");
+    watch.check()?;
+    let pods = case.member.node.data.join("agent/kubelet/pods");
+    for name in &names {
+        let uid = case.field(&format!("pod/{name}"), ".metadata.uid")?;
+        let runs = pods.join(uid).join("volumes/kubernetes.io~empty-dir/data/runs");
+        let runs = fs::read_to_string(&runs).with_context(|| runs.display().to_string())?;
+        ensure!(runs == "ran\n", "the init container of {name} ran more than once:\n{runs}");
+    }
+    case.kubectl.ask(&["delete", "pods", "--all"])?;
+    let selector = format!("spec.nodeName={}", case.member.node.name);
+    let path = "jsonpath={range .items[*]}{.metadata.uid}{\"\\n\"}{end}";
+    eventually("no folder of a pod that is gone", LIMIT, || {
+        let alive = case.cluster.kubectl().ask(&["get", "pods", "-A", "--field-selector", &selector, "-o", path])?;
+        let left: Vec<String> = fs::read_dir(&pods)?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|uid| !alive.lines().any(|line| line == uid))
+            .collect();
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
     })
 }

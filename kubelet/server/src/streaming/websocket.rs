@@ -12,9 +12,10 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::spdy::{Frame, Writer, read_frame};
 use super::{Upstream, dial, offered_protocols};
@@ -170,7 +171,7 @@ async fn translate(mut client: Socket, server: Server, options: StreamOptions) -
     });
     let ended = exchange(&mut client, &mut writer, &mut frames, &mut streams).await;
     reader.abort();
-    let _ = client.close(None).await;
+    let _ = client.close(Some(goodbye())).await;
     ended
 }
 
@@ -214,6 +215,11 @@ async fn exchange(
 fn ends(streams: &mut Streams, stream: u32) -> bool {
     streams.open.retain(|open| *open != stream);
     streams.open.is_empty()
+}
+
+/// Clients take a close without a code for a failure.
+fn goodbye() -> CloseFrame {
+    CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }
 }
 
 fn message(channel: u8, bytes: &[u8]) -> Message {
@@ -271,7 +277,7 @@ async fn carry(client: Socket, server: Server) -> Result<(), BoxError> {
             }
             to_client.send(Message::Binary(buffer[..read].to_vec().into())).await?;
         }
-        to_client.close().await?;
+        to_client.send(Message::Close(Some(goodbye()))).await?;
         Ok::<_, BoxError>(())
     };
     // Whichever side ends first ends the session.
