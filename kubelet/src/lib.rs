@@ -26,6 +26,7 @@ pub mod probes;
 pub mod report;
 mod run;
 pub mod sources;
+pub mod startup;
 mod usage;
 pub mod volumes;
 pub mod worker;

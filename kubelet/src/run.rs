@@ -42,6 +42,7 @@ use crate::observe::Observer;
 use crate::options::Options;
 use crate::report::Report;
 use crate::sources;
+use crate::startup;
 
 /// How long a container runtime that does not answer yet is waited for.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
@@ -108,6 +109,7 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         None => Arc::new(NoObjects),
     };
     let images = Images::new(runtime.clone(), objects.clone(), report.clone(), config.parallel_pulls());
+    images.measured().register(&metrics);
     let context = Arc::new(Context {
         node: node.clone(),
         runtime: runtime.clone(),
@@ -134,13 +136,17 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         parts.spawn(agent.run(cancel.clone()));
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
-    let served = Served { host, metrics, probe_metrics, gates };
+    let served = Served { host, metrics: metrics.clone(), probe_metrics, gates };
     serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
     parts.spawn(observer.run(cancel.clone()));
     let informer = client.as_ref().map(|client| {
         let selector = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
         Informer::start(Api::<Pod>::all(client.clone()), selector, cancel.clone())
     });
+    if let Some(informer) = &informer {
+        let (pulls, metrics) = (context.images.measured().clone(), metrics.clone());
+        parts.spawn(startup::follow(informer.clone(), pulls, metrics, cancel.clone()));
+    }
     let statics = static_pods(&config, &name, &mut parts, &cancel);
     let inputs = Inputs { api: informer, statics, news, changes: api_objects.map(|objects| (changes, objects)) };
     let (ended_to, ended) = mpsc::unbounded_channel();
