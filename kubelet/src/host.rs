@@ -224,7 +224,11 @@ impl KubeletHost for Host {
 
     fn usage_sources(&self) -> UsageSources {
         let node = &self.context.node;
-        let pods = self.snapshots().into_iter().map(|snapshot| usage::pod(&snapshot, node)).collect();
+        let pods = self
+            .snapshots()
+            .into_iter()
+            .map(|snapshot| usage::pod(&snapshot, node, &self.context.runtime_name))
+            .collect();
         let own = usage::own_cgroup().map(|cgroup| ("kubelet".to_owned(), cgroup));
         let all_pods = ("pods".to_owned(), usage::pods_cgroup(node));
         UsageSources {

@@ -23,6 +23,7 @@ use crate::pod::plan::Failure;
 use crate::pod::restart::{INITIAL, RestartDelay};
 use crate::pod::spec;
 use crate::report::Report;
+use crate::startup::ImagePulls;
 
 const MAX_DELAY: Duration = Duration::from_secs(300);
 
@@ -46,6 +47,7 @@ pub struct Images {
     slots: Arc<Semaphore>,
     pulls: Mutex<HashMap<(String, String), Pull>>,
     delays: Mutex<HashMap<(String, String), RestartDelay>>,
+    measured: ImagePulls,
 }
 
 impl Images {
@@ -59,12 +61,18 @@ impl Images {
             slots: Arc::new(Semaphore::new(parallel.max(1))),
             pulls: Mutex::default(),
             delays: Mutex::default(),
+            measured: ImagePulls::default(),
         }
     }
 
     /// The same, with programs that know credentials.
     pub fn with_providers(self, providers: Providers) -> Self {
         Self { providers, ..self }
+    }
+
+    /// The pulls, as metrics.
+    pub fn measured(&self) -> &ImagePulls {
+        &self.measured
     }
 
     /// Makes sure that the container's image is there, as its pull policy wants.
@@ -122,12 +130,13 @@ impl Images {
             return Err(Failure { reason: "ImagePullBackOff".into(), message, retry: until });
         }
         event(EventType::Normal, "Pulling", format!("Pulling image {written:?}"));
-        let began = Instant::now();
+        let (began, began_at) = (Instant::now(), Timestamp::now());
         match self.pull_as_any(pod, image).await {
             Ok(reference) => {
                 self.delays.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
                 let found = self.runtime.image_status(image).await.ok().flatten();
                 let size = found.as_ref().map_or(0, |image| image.size);
+                self.measured.pulled(spec::uid(pod), began_at, Timestamp::now(), size);
                 let took = crate::config::GoDuration(Duration::from_millis(began.elapsed().as_millis() as u64));
                 event(
                     EventType::Normal,
@@ -218,6 +227,7 @@ impl Images {
 
     /// Forgets the back-off of a pod that is gone.
     pub fn forget(&self, uid: &str) {
+        self.measured.forget(uid);
         self.delays.lock().unwrap_or_else(PoisonError::into_inner).retain(|(pod, _), _| pod != uid);
     }
 }

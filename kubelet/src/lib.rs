@@ -27,6 +27,7 @@ pub mod probes;
 pub mod report;
 mod run;
 pub mod sources;
+pub mod startup;
 pub mod upkeep;
 mod usage;
 pub mod volumes;

@@ -43,6 +43,7 @@ use crate::observe::Observer;
 use crate::options::Options;
 use crate::report::Report;
 use crate::sources;
+use crate::startup;
 use crate::upkeep::{self, Upkeep};
 
 /// How long a container runtime that does not answer yet is waited for.
@@ -112,6 +113,7 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     };
     let images = Images::new(runtime.clone(), objects.clone(), report.clone(), config.parallel_pulls())
         .with_providers(credential_providers(&options)?);
+    images.measured().register(&metrics);
     let context = Arc::new(Context {
         node: node.clone(),
         runtime: runtime.clone(),
@@ -142,7 +144,7 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         parts.spawn(agent.run(cancel.clone()));
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
-    let served = Served { host, metrics, probe_metrics, gates };
+    let served = Served { host, metrics: metrics.clone(), probe_metrics, gates };
     serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
     parts.spawn(observer.run(cancel.clone()));
     let upkeep = Upkeep::new(context.clone(), pods.clone(), offer.clone(), recorder, upkeep, strain_to);
@@ -151,6 +153,10 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         let selector = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
         Informer::start(Api::<Pod>::all(client.clone()), selector, cancel.clone())
     });
+    if let Some(informer) = &informer {
+        let (pulls, metrics) = (context.images.measured().clone(), metrics.clone());
+        parts.spawn(startup::follow(informer.clone(), pulls, metrics, cancel.clone()));
+    }
     let statics = static_pods(&config, &name, &mut parts, &cancel);
     let inputs = Inputs { api: informer, statics, news, changes: api_objects.map(|objects| (changes, objects)) };
     let (ended_to, ended) = mpsc::unbounded_channel();

@@ -15,7 +15,7 @@ use crate::volumes;
 use crate::worker::Snapshot;
 
 /// Where a pod's usage can be read.
-pub(crate) fn pod(snapshot: &Snapshot, node: &Node) -> PodUsageSource {
+pub(crate) fn pod(snapshot: &Snapshot, node: &Node, runtime_name: &str) -> PodUsageSource {
     let Snapshot { pod, runtime } = snapshot;
     let parent = resources::cgroup_parent(pod, node);
     let logs = node.log_dir(pod);
@@ -23,13 +23,13 @@ pub(crate) fn pod(snapshot: &Snapshot, node: &Node) -> PodUsageSource {
         name: container.name.clone(),
         id: container.id.clone(),
         image: container.image.clone(),
-        cgroup: container_cgroup(&parent, &container.id, node),
+        cgroup: container_cgroup(&parent, &container.id, node, runtime_name),
         log_dir: Some(logs.join(&container.name)),
         started: timestamp(container.started_at),
     });
     let sandbox = runtime.ready_sandbox().map(|sandbox| SandboxUsageSource {
         id: sandbox.id.clone(),
-        cgroup: container_cgroup(&parent, &sandbox.id, node),
+        cgroup: container_cgroup(&parent, &sandbox.id, node, runtime_name),
     });
     let volumes = spec::spec(pod).volumes.iter().flatten().filter_map(|volume| {
         // A hostPath is the node's and not the pod's: it has no plugin's folder.
@@ -40,7 +40,7 @@ pub(crate) fn pod(snapshot: &Snapshot, node: &Node) -> PodUsageSource {
         name: spec::name(pod).to_owned(),
         namespace: spec::namespace(pod).to_owned(),
         uid: spec::uid(pod).to_owned(),
-        cgroup: path(&parent, node),
+        cgroup: if node.cgroups_per_qos { path(&parent, node) } else { String::new() },
         started: runtime.sandboxes.first().and_then(|sandbox| timestamp(sandbox.created_at)),
         host_network: spec::host_network(pod),
         sandbox,
@@ -93,8 +93,14 @@ fn path(parent: &str, node: &Node) -> String {
     ends.map(|end| format!("/{}.slice", &name[..end])).collect()
 }
 
-fn container_cgroup(parent: &str, id: &str, node: &Node) -> String {
-    let name = if node.systemd_cgroups { format!("cri-containerd-{id}.scope") } else { id.to_owned() };
+/// The cgroup that the runtime makes for a container below the pod's.
+fn container_cgroup(parent: &str, id: &str, node: &Node, runtime_name: &str) -> String {
+    let name = match (runtime_name, node.systemd_cgroups) {
+        ("cri-o", true) => format!("crio-{id}.scope"),
+        ("cri-o", false) => format!("crio-{id}"),
+        (_, true) => format!("cri-containerd-{id}.scope"),
+        (_, false) => id.to_owned(),
+    };
     format!("{}/{name}", path(parent, node))
 }
 
@@ -145,10 +151,11 @@ mod tests {
 
     #[test]
     fn cgroups_of_both_drivers() {
-        let slices = container_cgroup("kubepods-burstable-pod1_2.slice", "abc", &node(true));
+        let slices = container_cgroup("kubepods-burstable-pod1_2.slice", "abc", &node(true), "containerd");
         let want = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-containerd-abc.scope";
         assert_eq!(slices, want);
-        assert_eq!(container_cgroup("/kubepods/pod1-2", "abc", &node(false)), "/kubepods/pod1-2/abc");
+        assert_eq!(container_cgroup("/kubepods/pod1-2", "abc", &node(false), "containerd"), "/kubepods/pod1-2/abc");
+        assert_eq!(container_cgroup("/kubepods/pod1-2", "abc", &node(false), "cri-o"), "/kubepods/pod1-2/crio-abc");
         assert_eq!(shared_cgroups(&node(true))[1], "/kubepods.slice/kubepods-burstable.slice");
         assert_eq!(shared_cgroups(&node(false)), ["/kubepods", "/kubepods/burstable", "/kubepods/besteffort"]);
     }

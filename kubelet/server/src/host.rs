@@ -135,7 +135,7 @@ pub struct PodUsageSource {
     pub namespace: String,
     /// UID of the pod.
     pub uid: String,
-    /// Its cgroup below the hierarchy's root.
+    /// Its cgroup below the hierarchy's root; empty where pods have none of their own (`cgroupsPerQOS: false`).
     pub cgroup: String,
     /// When it was started.
     pub started: Option<jiff::Timestamp>,

@@ -91,8 +91,8 @@ fn summary(node: &TestNode) {
     assert_eq!(volumes, ["data", "info"]);
 }
 
-/// `cat` ends only if the end of its input reaches it.
-fn exec(node: &TestNode) {
+/// What a command under the fifth version of the channel protocol answers to `input`, message by message.
+fn session(node: &TestNode, query: &str, input: &[&[u8]]) -> Vec<String> {
     let stream = connect(node);
     let run = async move {
         stream.set_nonblocking(true).unwrap();
@@ -101,12 +101,13 @@ fn exec(node: &TestNode) {
         config.alpn_protocols.clear();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let stream = connector.connect("127.0.0.1".try_into().unwrap(), stream).await.unwrap();
-        let path = "exec/default/web-node1/main?command=/bin/busybox&command=cat&input=1&output=1&error=1";
-        let mut request = format!("wss://127.0.0.1:10250/{path}").into_client_request().unwrap();
+        let url = format!("wss://127.0.0.1:10250/exec/default/web-node1/main?command=/bin/busybox&{query}");
+        let mut request = url.into_client_request().unwrap();
         request.headers_mut().insert("sec-websocket-protocol", "v5.channel.k8s.io".parse().unwrap());
         let (mut socket, _) = client_async(request, stream).await.unwrap();
-        socket.send(Message::Binary(b"\x00hello\n".to_vec().into())).await.unwrap();
-        socket.send(Message::Binary(vec![255, 0].into())).await.unwrap();
+        for message in input {
+            socket.send(Message::Binary(message.to_vec().into())).await.unwrap();
+        }
         let mut seen = Vec::new();
         while let Some(Ok(message)) = socket.next().await {
             if let Message::Binary(bytes) = message {
@@ -116,9 +117,19 @@ fn exec(node: &TestNode) {
         seen
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let seen = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), run).await.unwrap() });
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), run).await.unwrap() })
+}
+
+fn exec(node: &TestNode) {
+    // It ends only if the end of its input reaches it.
+    let seen = session(node, "command=cat&input=1&output=1&error=1", &[b"\x00hello\n", &[255, 0]]);
     assert_eq!(seen.first().map(String::as_str), Some("\u{1}hello\n"), "{seen:?}");
     assert!(seen.last().unwrap().contains(r#""status":"Success""#), "{seen:?}");
+    let seen = session(node, "command=sh&command=-c&command=exit+3&output=1&error=1", &[]);
+    assert!(seen.last().unwrap().contains(r#""reason":"ExitCode","message":"3""#), "{seen:?}");
+    let script = "command=sh&command=-c&command=busybox+sleep+1;busybox+stty+size&input=1&output=1&tty=1";
+    let seen = session(node, script, &[b"\x04{\"Width\":100,\"Height\":40}"]);
+    assert!(seen.iter().any(|message| message.contains("40 100")), "{seen:?}");
 }
 
 /// A connection made within the node's network namespace.

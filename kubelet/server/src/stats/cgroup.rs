@@ -51,14 +51,20 @@ impl CgroupReader {
         Self { root, unified }
     }
 
-    /// The counters of `cgroup` (`/kubepods/…`); `None` when it is gone.
+    /// The counters of `cgroup` (`/kubepods/…`); `None` when it is gone. `/` is the root, an empty name is no cgroup.
     pub fn read(&self, cgroup: &str) -> Option<Usage> {
+        if cgroup.is_empty() {
+            return None;
+        }
         let cgroup = cgroup.trim_start_matches('/');
         if self.unified { unified(&self.root.join(cgroup)) } else { self.version_1(cgroup) }
     }
 
     /// A process in `cgroup` or below it.
     pub fn any_process(&self, cgroup: &str) -> Option<u32> {
+        if cgroup.is_empty() {
+            return None;
+        }
         let cgroup = cgroup.trim_start_matches('/');
         let folder = if self.unified { self.root.join(cgroup) } else { self.root.join("memory").join(cgroup) };
         first_process(&folder, 3)
@@ -66,7 +72,7 @@ impl CgroupReader {
 
     /// Every process in `cgroup` and below it.
     pub(crate) fn processes(&self, cgroup: &str) -> Vec<u32> {
-        processes_below(&self.folder("memory", cgroup))
+        if cgroup.is_empty() { Vec::new() } else { processes_below(&self.folder("memory", cgroup)) }
     }
 
     /// The stalls in `cgroup`, which version 1 does not count.
@@ -180,6 +186,7 @@ pub(crate) mod tests {
         assert_eq!(usage.working_set(), 700);
         assert_eq!(reader.any_process("/kubepods/pod1"), Some(42));
         assert_eq!(reader.read("/kubepods/pod2"), None);
+        assert_eq!((reader.read(""), reader.any_process(""), reader.processes("")), (None, None, Vec::new()));
     }
 
     #[test]

@@ -101,8 +101,7 @@ impl CgroupReader {
     /// All counters of `cgroup`; `None` when it is gone. At the root of version 2, where the kernel counts no memory,
     /// what it has of `usage` is left at zero.
     pub(crate) fn detail(&self, cgroup: &str) -> Option<Detail> {
-        let cgroup = cgroup.trim_start_matches('/');
-        let at_root = cgroup.is_empty();
+        let at_root = cgroup == "/";
         let mut detail = match self.is_unified() {
             true => unified(&self.folder("", cgroup), at_root, self.read(cgroup))?,
             false => Detail { usage: self.read(cgroup)?, ..self.detail_of_version_1(cgroup) },
