@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
 use crate::logs::{self, LogArgs};
-use crate::{shutdown, tls};
+use crate::{memory, shutdown, tls};
 
 /// How many threads run a daemon's tasks: the work is waiting, mostly, and each thread costs memory.
 const MOST_THREADS: usize = 4;
@@ -17,9 +17,10 @@ where
     F: FnOnce(CancellationToken) -> W,
     W: Future<Output = anyhow::Result<()>>,
 {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    memory::limit_arenas(threads);
     logs::init(logs);
     tls::install_crypto();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     let done = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()

@@ -1,4 +1,4 @@
-//! The one entrance for people and for CI: `cargo xtask up`, `down`, `test`, `bench`.
+//! The one entrance for people and for CI: `cargo xtask up`, `down`, `test`, `faults`, `bench`.
 
 #![expect(clippy::print_stdout, reason = "it talks to people")]
 
@@ -33,6 +33,8 @@ enum Task {
     Down,
     /// Run every test: unit, golden, property, and on real containerd with real clients.
     Test(test::Options),
+    /// Disturb a cluster at length: kill the node agent again and again under pods that come and go.
+    Faults(test::Faults),
     /// Measure what docs/numbers.md promises; prints a table and writes target/bench.json.
     Bench(bench::Options),
     /// Fetch the programs that the other tasks need, and nothing else.
@@ -78,6 +80,7 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Down => demo::down(&layout).map(|()| ExitCode::SUCCESS),
         Task::Test(options) => test::run(&layout, &options),
+        Task::Faults(options) => test::faults(&layout, &options),
         Task::Bench(options) => bench::run(&layout, &options),
         Task::Deps => {
             let progress = Progress::new();

@@ -25,6 +25,24 @@ pub(crate) struct Options {
 /// Fetches what tests need and runs them by `cargo test`; its exit code is ours. The binaries that end-to-end tests
 /// start are built first with the same selection, so that nothing is compiled twice.
 pub(crate) fn run(layout: &Layout, options: &Options) -> Result<ExitCode> {
+    test(layout, options, &[])
+}
+
+#[derive(Args)]
+pub(crate) struct Faults {
+    /// How often the node agent is killed while pods are made, probed and removed; the tests do it ten times.
+    #[arg(long, default_value_t = 200)]
+    kills: u32,
+}
+
+/// The end-to-end tests that disturb a cluster, in their long form.
+pub(crate) fn faults(layout: &Layout, options: &Faults) -> Result<ExitCode> {
+    let arguments = ["--test", "e2e", "--", "faults::"].map(OsString::from).into();
+    let tests = Options { package: Some("bosun-tests".to_owned()), arguments };
+    test(layout, &tests, &[("BOSUN_KILLS", options.kills.to_string())])
+}
+
+fn test(layout: &Layout, options: &Options, environment: &[(&str, String)]) -> Result<ExitCode> {
     let progress = Progress::new();
     let tools = Tools::fetch(layout, Scope::Tests, &|line| progress.say(line))?;
     progress.done("the programs the tests need are there");
@@ -35,6 +53,7 @@ pub(crate) fn run(layout: &Layout, options: &Options) -> Result<ExitCode> {
     }
     let mut command = cargo(layout);
     command.arg("test").env("PATH", search_path(&tools)?).env("BOSUN_REFERENCE_CNI", tools.folder(&CNI_PLUGINS));
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     match &options.package {
         Some(package) => command.args(["--package", package]),
         None => command.args(["--workspace", "--no-fail-fast"]),
