@@ -98,20 +98,6 @@ impl Cgroups {
         self.make(&resources::cgroup_parent(pod, node), resources::pod_limits(pod, node))
     }
 
-    /// Memory in use by a cgroup, in bytes; none if it is not there.
-    pub fn memory_usage(&self, path: &str) -> Option<i64> {
-        let inside = path.trim_start_matches('/');
-        let file = match self {
-            Self::None => return None,
-            Self::V2(root) => root.join(inside).join("memory.current"),
-            Self::V1(all) => {
-                let (_, root) = all.iter().find(|(name, _)| name == "memory")?;
-                root.join(inside).join("memory.usage_in_bytes")
-            }
-        };
-        fs::read_to_string(file).ok()?.trim().parse().ok()
-    }
-
     /// Removes the pod's cgroup and what is left in it. Waits a little for processes that are just dying.
     ///
     /// # Errors

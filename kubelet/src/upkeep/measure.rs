@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use bosun_kubelet_cgroup::Hierarchy;
 use bosun_kubelet_node::machine::MachineReader;
 use bosun_kubelet_upkeep::eviction::Layout;
 use bosun_kubelet_upkeep::signals::{Observation, Observations, Resource, Signal};
-use bosun_kubelet_upkeep::usage::{self, Cgroups, ContainerUsage, DiskUsage, PodUsage, VolumeUsage};
+use bosun_kubelet_upkeep::usage::{self, ContainerUsage, DiskUsage, PodUsage, VolumeUsage};
 
 use super::{Upkeep, blocking, runtime_file_systems, soon};
 use crate::make::resources;
@@ -49,7 +50,7 @@ impl Upkeep {
         let look = move || {
             let mut observed = Observed::default();
             observe_machine(&mut observed.signals, &node.root_dir, node.memory_capacity);
-            if let Some(used) = node.cgroups_per_qos.then(|| cgroups.memory(&pods_cgroup)).flatten() {
+            if let Some(used) = node.cgroups_per_qos.then(|| cgroups.working_set(&pods_cgroup)).flatten() {
                 let available = allowed.saturating_sub(i64::try_from(used).unwrap_or(i64::MAX));
                 let signal = Observation { available, capacity: allowed };
                 observed.signals.insert(Signal::AllocatableMemoryAvailable, signal);
@@ -163,18 +164,18 @@ fn observe_disks(
     }
 }
 
-fn memory(cgroups: &Cgroups, source: &Source) -> Option<PodUsage> {
+fn memory(cgroups: &Hierarchy, source: &Source) -> Option<PodUsage> {
     let container = |(name, id, _): &(String, String, PathBuf)| ContainerUsage {
         name: name.clone(),
-        memory: cgroups.container(&source.cgroup, id).and_then(|cgroup| cgroups.memory(&cgroup)),
+        memory: cgroups.container(&source.cgroup, id).and_then(|cgroup| cgroups.working_set(&cgroup)),
         ..ContainerUsage::default()
     };
-    let memory = Some(cgroups.memory(&source.cgroup)?);
+    let memory = Some(cgroups.working_set(&source.cgroup)?);
     Some(PodUsage { memory, containers: source.containers.iter().map(container).collect(), ..PodUsage::default() })
 }
 
-fn processes(cgroups: &Cgroups, source: &Source) -> Option<PodUsage> {
-    Some(PodUsage { processes: Some(cgroups.processes(&source.cgroup)?), ..PodUsage::default() })
+fn processes(cgroups: &Hierarchy, source: &Source) -> Option<PodUsage> {
+    Some(PodUsage { processes: Some(cgroups.tasks(&source.cgroup)?), ..PodUsage::default() })
 }
 
 fn disk(layers: &HashMap<String, DiskUsage>, source: &Source, deadline: Instant) -> Option<PodUsage> {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bosun_api::quantity::Quantity;
 use bosun_kit::events::{EventType, Recorder};
+use bosun_kubelet_cgroup::Hierarchy;
 use bosun_kubelet_upkeep::signals::Condition;
 use bosun_kubelet_upkeep::thresholds::{self, BadThreshold, Given};
 use bosun_kubelet_upkeep::{eviction as plans, images as image_plans, logs, oom, shutdown as shutdown_plans};
@@ -133,7 +134,7 @@ pub struct Upkeep {
     settings: Settings,
     images: images::Collector,
     strain: watch::Sender<Strain>,
-    cgroups: bosun_kubelet_upkeep::usage::Cgroups,
+    cgroups: Hierarchy,
 }
 
 impl Upkeep {
@@ -148,7 +149,7 @@ impl Upkeep {
         strain: watch::Sender<Strain>,
     ) -> Arc<Self> {
         let images = images::Collector::new(context.runtime.clone(), settings.images);
-        let cgroups = bosun_kubelet_upkeep::usage::Cgroups::new("/sys/fs/cgroup");
+        let cgroups = Hierarchy::new("/sys/fs/cgroup");
         Arc::new(Self { context, pods, offer, recorder, settings, images, strain, cgroups })
     }
 

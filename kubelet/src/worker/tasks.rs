@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bosun_kit::events::EventType;
+use bosun_kubelet_cgroup::Hierarchy;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use tokio::sync::mpsc;
@@ -297,7 +298,8 @@ async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> 
     let limit = resources.memory_limit_in_bytes;
     // Some kernels kill at once where others refuse.
     let cgroup = format!("{}/{id}", resources::cgroup_parent(pod, &context.node));
-    if let Some(usage) = context.cgroups.memory_usage(&cgroup).filter(|usage| limit > 0 && *usage > limit) {
+    let usage = Hierarchy::new("/sys/fs/cgroup").memory(&cgroup).and_then(|usage| i64::try_from(usage).ok());
+    if let Some(usage) = usage.filter(|usage| limit > 0 && *usage > limit) {
         return Err(format!("attempting to set container memory limit ({limit}) below current usage ({usage})"));
     }
     // The pod's own limits are raised before those within them and lowered after: one of the two attempts fits.

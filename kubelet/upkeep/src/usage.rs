@@ -1,11 +1,11 @@
-//! What pods use: memory and processes from cgroups of version 1 or 2, disk by counting blocks.
+//! What pods use: what is told of it, and disks measured by counting blocks.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::ops::AddAssign;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use crate::signals::Observation;
@@ -59,69 +59,6 @@ impl AddAssign for DiskUsage {
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.inodes = self.inodes.saturating_add(other.inodes);
     }
-}
-
-/// Reads cgroups below their mount point, `/sys/fs/cgroup` but in tests.
-#[derive(Clone, Debug)]
-pub struct Cgroups {
-    root: PathBuf,
-    unified: bool,
-}
-
-impl Cgroups {
-    /// Finds out which version is mounted at `root`.
-    pub fn new(root: impl Into<PathBuf>) -> Self {
-        let root = root.into();
-        let unified = root.join("cgroup.controllers").exists();
-        Self { root, unified }
-    }
-
-    /// The working set of a cgroup: its memory without file pages that have not been touched for a while.
-    pub fn memory(&self, cgroup: &str) -> Option<u64> {
-        let folder = self.folder("memory", cgroup);
-        let (usage, inactive) = match self.unified {
-            true => ("memory.current", "inactive_file"),
-            false => ("memory.usage_in_bytes", "total_inactive_file"),
-        };
-        let stat = fs::read_to_string(folder.join("memory.stat")).ok()?;
-        let inactive = stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse::<u64>().ok());
-        Some(number(&folder.join(usage))?.saturating_sub(inactive.unwrap_or(0)))
-    }
-
-    /// Processes and threads in a cgroup and below.
-    pub fn processes(&self, cgroup: &str) -> Option<u64> {
-        number(&self.folder("pids", cgroup).join("pids.current"))
-    }
-
-    /// The cgroup of a container in its pod's, whatever the runtime and its driver put around the id.
-    pub fn container(&self, pod: &str, id: &str) -> Option<String> {
-        let entries = fs::read_dir(self.folder("memory", pod)).ok()?.flatten();
-        let mut names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        names.find(|name| name.contains(id)).map(|name| format!("{}/{name}", pod.trim_end_matches('/')))
-    }
-
-    /// Where the controller's files of a cgroup are. A bare slice stands below the slices that its name lists.
-    pub fn folder(&self, controller: &str, cgroup: &str) -> PathBuf {
-        let root = if self.unified { self.root.clone() } else { self.root.join(controller) };
-        let (first, rest) = cgroup.trim_start_matches('/').split_once('/').unwrap_or((cgroup.trim_matches('/'), ""));
-        let folder = match first.strip_suffix(".slice") {
-            Some(name) => {
-                let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
-                ends.fold(root, |path, end| path.join(format!("{}.slice", &name[..end])))
-            }
-            None => root.join(first),
-        };
-        if rest.is_empty() { folder } else { folder.join(rest) }
-    }
-
-    /// Whether there is a single hierarchy.
-    pub fn is_unified(&self) -> bool {
-        self.unified
-    }
-}
-
-fn number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// Counts what lies in a folder, without following links or leaving its file system. Blocks for as long as that takes,
@@ -187,35 +124,6 @@ mod tests {
             fs::write(path, text).unwrap();
         }
         folder
-    }
-
-    #[test]
-    fn reads_both_versions() {
-        let old = tree(&[
-            ("memory/kubepods/pod1/memory.usage_in_bytes", "1000\n"),
-            ("memory/kubepods/pod1/memory.stat", "inactive_file 5\ntotal_inactive_file 300\n"),
-            ("memory/kubepods/pod1/abc/memory.stat", ""),
-            ("pids/kubepods/pod1/pids.current", "7\n"),
-        ]);
-        let cgroups = Cgroups::new(old.path());
-        assert_eq!((cgroups.memory("/kubepods/pod1"), cgroups.processes("/kubepods/pod1")), (Some(700), Some(7)));
-        assert_eq!(cgroups.container("/kubepods/pod1", "abc").as_deref(), Some("/kubepods/pod1/abc"));
-        assert_eq!(cgroups.memory("/kubepods/pod2"), None);
-        let new = tree(&[
-            ("cgroup.controllers", "memory pids\n"),
-            ("kubepods.slice/kubepods-pod1.slice/memory.current", "1000\n"),
-            ("kubepods.slice/kubepods-pod1.slice/memory.stat", "anon 1\ninactive_file 400\n"),
-            ("kubepods.slice/kubepods-pod1.slice/pids.current", "3\n"),
-            ("kubepods.slice/kubepods-pod1.slice/cri-containerd-abc.scope/memory.current", "10\n"),
-            ("kubepods.slice/kubepods-pod1.slice/cri-containerd-abc.scope/memory.stat", "inactive_file 1\n"),
-        ]);
-        let cgroups = Cgroups::new(new.path());
-        assert_eq!(
-            (cgroups.memory("kubepods-pod1.slice"), cgroups.processes("kubepods-pod1.slice")),
-            (Some(600), Some(3))
-        );
-        let container = cgroups.container("kubepods-pod1.slice", "abc").unwrap();
-        assert_eq!(cgroups.memory(&container), Some(9));
     }
 
     #[test]

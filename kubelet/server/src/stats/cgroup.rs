@@ -3,14 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bosun_kubelet_cgroup::{Hierarchy, field, number};
+
 use super::detail::processes_below;
 use super::pressure::Pressures;
 
 /// Reads cgroups below one mount point, normally `/sys/fs/cgroup`.
 #[derive(Debug, Clone)]
 pub struct CgroupReader {
-    root: PathBuf,
-    unified: bool,
+    hierarchy: Hierarchy,
 }
 
 /// What a cgroup has used. Times in nanoseconds, sizes in bytes.
@@ -46,9 +47,7 @@ impl Usage {
 impl CgroupReader {
     /// Finds out which version is mounted at `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        let root = root.into();
-        let unified = root.join("cgroup.controllers").exists();
-        Self { root, unified }
+        Self { hierarchy: Hierarchy::new(root) }
     }
 
     /// The counters of `cgroup` (`/kubepods/…`); `None` when it is gone. `/` is the root, an empty name is no cgroup.
@@ -56,18 +55,12 @@ impl CgroupReader {
         if cgroup.is_empty() {
             return None;
         }
-        let cgroup = cgroup.trim_start_matches('/');
-        if self.unified { unified(&self.root.join(cgroup)) } else { self.version_1(cgroup) }
+        if self.is_unified() { unified(&self.folder("", cgroup)) } else { self.version_1(cgroup) }
     }
 
     /// A process in `cgroup` or below it.
     pub fn any_process(&self, cgroup: &str) -> Option<u32> {
-        if cgroup.is_empty() {
-            return None;
-        }
-        let cgroup = cgroup.trim_start_matches('/');
-        let folder = if self.unified { self.root.join(cgroup) } else { self.root.join("memory").join(cgroup) };
-        first_process(&folder, 3)
+        if cgroup.is_empty() { None } else { first_process(&self.folder("memory", cgroup), 3) }
     }
 
     /// Every process in `cgroup` and below it.
@@ -77,25 +70,24 @@ impl CgroupReader {
 
     /// The stalls in `cgroup`, which version 1 does not count.
     pub(crate) fn pressures(&self, cgroup: &str) -> Pressures {
-        if self.unified { Pressures::read(&self.folder("", cgroup)) } else { Pressures::default() }
+        if self.is_unified() { Pressures::read(&self.folder("", cgroup)) } else { Pressures::default() }
     }
 
     /// Whether this is version 2.
     pub(crate) fn is_unified(&self) -> bool {
-        self.unified
+        self.hierarchy.is_unified()
     }
 
     /// Where `cgroup` stands in the hierarchy of a controller; in version 2 there is one for all.
     pub(crate) fn folder(&self, controller: &str, cgroup: &str) -> PathBuf {
-        let cgroup = cgroup.trim_start_matches('/');
-        if self.unified { self.root.join(cgroup) } else { self.root.join(controller).join(cgroup) }
+        self.hierarchy.folder(controller, cgroup)
     }
 
     fn version_1(&self, cgroup: &str) -> Option<Usage> {
         let cpu = ["cpuacct", "cpu,cpuacct", "cpu"]
             .iter()
-            .find_map(|controller| number(&self.root.join(controller).join(cgroup).join("cpuacct.usage")))?;
-        let folder = self.root.join("memory").join(cgroup);
+            .find_map(|controller| number(&self.folder(controller, cgroup).join("cpuacct.usage")))?;
+        let folder = self.folder("memory", cgroup);
         let memory = number(&folder.join("memory.usage_in_bytes"))?;
         let stat = fs::read_to_string(folder.join("memory.stat")).ok()?;
         let of = |name| field(&stat, name).unwrap_or(0);
@@ -144,15 +136,6 @@ fn first_process(folder: &Path, depth: u8) -> Option<u32> {
     }
     let entries = folder.read_dir().ok()?.flatten();
     entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).find_map(|e| first_process(&e.path(), depth - 1))
-}
-
-pub(crate) fn number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
-    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
-    text.lines().find_map(value)
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::cgroup::{CgroupReader, Usage, field, number};
+use bosun_kubelet_cgroup::{field, number};
+
+use super::cgroup::{CgroupReader, Usage};
 use super::pressure::Pressures;
 
 /// Nanoseconds of one tick of `cpuacct.stat`: USER_HZ is 100 on every architecture that Linux runs Kubernetes on.
