@@ -395,6 +395,24 @@ mod tests {
         assert!(!metrics.render().contains("web"));
     }
 
+    #[tokio::test]
+    async fn requests_to_the_api_server_are_counted() {
+        let absent = tower::service_fn(|_: Request<Body>| async {
+            Ok::<_, kube::Error>(Response::builder().status(404).body(Body::empty()).unwrap())
+        });
+        let file = std::env::temp_dir().join(format!("bosun-kubeconfig-{}", std::process::id()));
+        let credential = bosun_kit::client::Credential::Token("t");
+        let text = bosun_kit::client::kubeconfig_yaml("c", "https://10.0.0.1:6443", "ca", "u", &credential);
+        std::fs::write(&file, text).unwrap();
+        let metrics = Metrics::default();
+        let client = count_requests(Client::new(absent, "default"), &file, &metrics);
+        std::fs::remove_file(&file).unwrap();
+        client.send(Request::get("/api").body(Body::empty()).unwrap()).await.unwrap();
+        let page = metrics.render();
+        let want = r#"rest_client_requests_total{code="404",host="10.0.0.1:6443",method="GET"} 1"#;
+        assert!(page.contains(want), "{page}");
+    }
+
     #[test]
     fn listings_and_certificates() {
         let metrics = Metrics::default();

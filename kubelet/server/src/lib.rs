@@ -8,6 +8,7 @@ pub mod auth;
 pub mod host;
 pub mod logs;
 mod node_logs;
+mod requests;
 pub mod route;
 mod server;
 mod sli;

@@ -4,8 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bosun_kit::health::Checks;
 use bosun_kit::http::{Body, BoxError, Peer, json, serve, stream, text};
@@ -15,11 +14,6 @@ use futures::TryStreamExt;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +22,7 @@ use crate::auth::{Auth, Refusal, User};
 use crate::host::{ContainerRef, HostError, KubeletHost, PodRef, RuntimeStorage, StreamOptions};
 use crate::logs::{self, LogQuery, QueryError};
 use crate::node_logs;
+use crate::requests::RequestMetrics;
 use crate::route::{Route, query_pairs};
 use crate::sli::CountedChecks;
 use crate::stats::{self, Stats, StatsConfig};
@@ -444,63 +439,4 @@ fn prometheus(page: String) -> Response<Body> {
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
-}
-
-#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct RequestLabels {
-    long_running: &'static str,
-    method: String,
-    path: &'static str,
-    server_type: &'static str,
-}
-
-/// `kubelet_http_*`.
-struct RequestMetrics {
-    requests: Family<RequestLabels, Counter>,
-    inflight: Family<RequestLabels, Gauge<i64, AtomicI64>>,
-    durations: Family<RequestLabels, Histogram>,
-}
-
-impl RequestMetrics {
-    fn register(metrics: &Metrics) -> Self {
-        let durations = || Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
-        let new = Self {
-            requests: Family::default(),
-            inflight: Family::default(),
-            durations: Family::new_with_constructor(durations),
-        };
-        metrics.with(|registry| {
-            let help = "Number of the http requests received since the server started";
-            registry.register("kubelet_http_requests", help, new.requests.clone());
-            let help = "Number of the inflight http requests";
-            registry.register("kubelet_http_inflight_requests", help, new.inflight.clone());
-            let help = "Duration in seconds to serve http requests";
-            registry.register("kubelet_http_requests_duration_seconds", help, new.durations.clone());
-        });
-        new
-    }
-
-    fn begin(&self, method: &str, path: &'static str, server_type: &'static str) -> Measured<'_> {
-        let known = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT"].contains(&method);
-        let long_running = if matches!(path, "exec" | "attach" | "debug") { "true" } else { "false" };
-        let method = if known { method } else { "other" }.to_owned();
-        let labels = RequestLabels { long_running, method, path, server_type };
-        self.requests.get_or_create(&labels).inc();
-        self.inflight.get_or_create(&labels).inc();
-        Measured { metrics: self, labels, since: Instant::now() }
-    }
-}
-
-/// Counts a request as in flight until dropped.
-struct Measured<'a> {
-    metrics: &'a RequestMetrics,
-    labels: RequestLabels,
-    since: Instant,
-}
-
-impl Drop for Measured<'_> {
-    fn drop(&mut self) {
-        self.metrics.inflight.get_or_create(&self.labels).dec();
-        self.metrics.durations.get_or_create(&self.labels).observe(self.since.elapsed().as_secs_f64());
-    }
 }
