@@ -24,7 +24,7 @@ use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
 use bosun_kubelet::report::Report;
 use bosun_kubelet::upkeep::{Settings, Strain, Strained, Upkeep};
-use bosun_kubelet_upkeep::usage;
+use bosun_kubelet_cgroup::Hierarchy;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -393,7 +393,7 @@ async fn with_a_real_runtime_disk_and_memory_are_measured() {
     assert_eq!(writer["message"], "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ");
 
     let cgroup = resources::cgroup_parent(&rig.pod("large").unwrap(), &rig.context.node);
-    let used = || usage::Cgroups::new("/sys/fs/cgroup").memory(&cgroup).unwrap_or(0);
+    let used = || Hierarchy::new("/sys/fs/cgroup").working_set(&cgroup).unwrap_or(0);
     real::wait("use of memory", || used() > 30 << 20);
     rig.keep_up(json!({"evictionHard": {"memory.available": "1Pi"}}));
     let large = rig.until_phase("large", "Failed").await;
