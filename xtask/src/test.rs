@@ -37,7 +37,7 @@ pub(crate) struct Faults {
 
 /// The end-to-end tests that disturb a cluster, in their long form.
 pub(crate) fn faults(layout: &Layout, options: &Faults) -> Result<ExitCode> {
-    let arguments = ["--test", "e2e", "--", "faults::"].map(OsString::from).into();
+    let arguments = ["--test", "e2e", "--", "faults::"].map(str::to_owned).into();
     let tests = Options { package: Some("bosun-tests".to_owned()), arguments };
     test(layout, &tests, &[("BOSUN_KILLS", options.kills.to_string())])
 }
