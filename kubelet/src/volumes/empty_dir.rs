@@ -136,7 +136,8 @@ fn mount_memory(pod: &Path, folder: &Path, size: i64) -> io::Result<()> {
     }
 }
 
-fn is_mounted(pod: &Path, folder: &Path) -> io::Result<bool> {
+/// Whether something is mounted right on `folder`, below the pod's.
+pub(super) fn is_mounted(pod: &Path, folder: &Path) -> io::Result<bool> {
     let inside = folder.strip_prefix(pod).map_err(io::Error::other)?;
     Ok(mountinfo::below(pod)?.iter().any(|point| point == inside))
 }

@@ -1,14 +1,16 @@
 //! Volumes of pods: made before the first container, refreshed when what they show changes, removed with the pod.
 //!
-//! Supported here: configMap, secret, projected, downwardAPI, emptyDir (disk, memory and huge pages), hostPath and
-//! image (which the runtime mounts). Any other kind is an error that names it.
+//! Supported here: configMap, secret, projected, downwardAPI, emptyDir (disk, memory and huge pages), hostPath,
+//! image (which the runtime mounts), and claims of local and hostPath volumes. Any other kind is an error that names it.
 
 pub mod atomic;
+mod claims;
 mod empty_dir;
 mod host_path;
 mod journal;
 mod mountinfo;
 pub mod mounts;
+mod ownership;
 mod payload;
 mod removal;
 mod sub_path;
@@ -34,6 +36,16 @@ pub enum VolumeError {
     /// One volume failed; the text is what stock's `FailedMount` event says.
     #[error("MountVolume.SetUp failed for volume {volume:?} : {message}")]
     SetUp {
+        /// Which volume.
+        volume: String,
+        /// Why.
+        message: String,
+    },
+    /// A claim does not lead to a volume; the text is what stock's `FailedMount` event says.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to process volumes=[{volume}]: {message}"
+    )]
+    Claim {
         /// Which volume.
         volume: String,
         /// Why.
@@ -76,8 +88,13 @@ pub fn host_path(pod: &Pod, node: &Node, volume: &Volume) -> Option<PathBuf> {
     match (&volume.host_path, plugin(volume)) {
         (Some(source), _) => Some(PathBuf::from(&source.path)),
         (None, Some(plugin)) => Some(node.volume_dir(pod, plugin, &volume.name)),
-        (None, None) => None,
+        (None, None) => claims::claim_name(pod, volume).and_then(|_| claims::place(&node.pod_dir(pod), &volume.name)),
     }
+}
+
+/// Whether containers only read the volume, whatever they ask for.
+pub fn is_read_only(volume: &Volume) -> bool {
+    is_live(volume) || claims::is_read_only(volume)
 }
 
 /// Whether changes of the outside world change what the volume shows.
@@ -127,6 +144,9 @@ async fn one(
     if volume.image.is_some() {
         return Ok(None);
     }
+    if let Some(name) = claims::claim_name(pod, volume) {
+        return claim(pod, node, objects, volume, &name, group).await.map(|()| None);
+    }
     let Some(folder) = host_path(pod, node, volume) else {
         return Err(failed(format!("volumes of kind {} are not supported by this kubelet", kind(volume))));
     };
@@ -148,6 +168,34 @@ async fn one(
     };
     on_disk(move || write().map_err(|error| error.to_string())).await.map_err(failed)?;
     Ok(refresh)
+}
+
+async fn claim(
+    pod: &Pod,
+    node: &Node,
+    objects: &dyn Objects,
+    volume: &Volume,
+    name: &str,
+    group: Option<u32>,
+) -> Result<(), VolumeError> {
+    let unresolved = |message| VolumeError::Claim { volume: volume.name.clone(), message };
+    let found = claims::resolve(pod, objects, volume, name).await.map_err(unresolved)?;
+    let context = spec::spec(pod).security_context.as_ref();
+    let policy = match context.and_then(|c| c.fs_group_change_policy.as_deref()) {
+        Some("OnRootMismatch") => ownership::Policy::OnRootMismatch,
+        _ => ownership::Policy::Always,
+    };
+    let user = claims::Use {
+        pod: node.pod_dir(pod),
+        volume: volume.name.clone(),
+        read_only: claims::is_read_only(volume),
+        group,
+        policy,
+    };
+    // Stock names the persistent volume here.
+    let pv = found.metadata.name.clone().unwrap_or_default();
+    let made = on_disk(move || claims::set_up(&found, &user)).await;
+    made.map_err(|message| VolumeError::SetUp { volume: pv, message })
 }
 
 /// Does what may wait for a disk, without holding others up.

@@ -104,7 +104,7 @@ fn volume_mount(
     Ok(cri::Mount {
         propagation: propagation as i32,
         recursive_read_only,
-        ..bind(text(&path), &to, wanted.read_only == Some(true))
+        ..bind(text(&path), &to, wanted.read_only == Some(true) || volume.is_some_and(super::is_read_only))
     })
 }
 
@@ -261,6 +261,20 @@ unable to provision SubPath `a/../b`: must not contain '..'
 missing value for EMPTY, NOT
 failed to prepare subPath for volumeMount "v" of container "c""#;
         assert_eq!(lines.join("\n"), golden);
+    }
+
+    #[test]
+    fn what_the_kubelet_writes_containers_only_read() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"uid": "u1"}, "spec": {
+            "containers": [{"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/to"}]}],
+            "volumes": [{"name": "v", "configMap": {"name": "m"}}]}}))
+        .unwrap();
+        let container = &spec::spec(&pod).containers[0];
+        let wanted = &container.volume_mounts.as_ref().unwrap()[0];
+        let node = node(Path::new("/root"));
+        let mount = volume_mount(&pod, container, &node, wanted, 0, &[], &Looked::default()).unwrap();
+        assert!(mount.readonly);
+        assert_eq!(mount.host_path, "/root/pods/u1/volumes/kubernetes.io~configmap/v");
     }
 
     #[test]
