@@ -204,6 +204,14 @@ pub(super) fn place(pod: &Path, volume: &str) -> Option<PathBuf> {
     serde_json::from_slice(&fs::read(kept(pod, volume)).ok()?).ok()
 }
 
+/// Whether nothing is left to do: a claim that is deleted while its pod runs must not hold up the pod's other volumes.
+pub(super) fn is_ready(pod: &Path, volume: &str) -> io::Result<bool> {
+    match place(pod, volume) {
+        Some(path) if path.starts_with(pod) => Ok(path.is_dir() && empty_dir::is_mounted(pod, &path)?),
+        known => Ok(known.is_some()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -293,7 +301,9 @@ pv1";
                 let meta = fs::symlink_metadata(path).unwrap();
                 (meta.gid(), meta.permissions().mode() & 0o7777)
             };
+            assert!(!is_ready(&user.pod, "v").unwrap());
             set_up(&local, &user).unwrap();
+            assert!(is_ready(&user.pod, "v").unwrap());
             let target = pods.join("u1/volumes/kubernetes.io~local-volume/pv1");
             assert_eq!(place(&user.pod, "v").as_ref(), Some(&target));
             assert_eq!(look(&target.join("inner/file")), (2000, 0o660));
@@ -303,6 +313,10 @@ pv1";
             fs::set_permissions(data.join("inner/file"), fs::Permissions::from_mode(0o600)).unwrap();
             set_up(&local, &user).unwrap();
             assert_eq!(look(&target.join("inner/file")).1, 0o600);
+            nix::mount::umount(&target).unwrap();
+            assert!(!is_ready(&user.pod, "v").unwrap(), "after a reboot of the node it is mounted anew");
+            set_up(&local, &user).unwrap();
+            fs::set_permissions(data.join("inner/file"), fs::Permissions::from_mode(0o600)).unwrap();
             tear_down::run(&pods, "u1").unwrap();
             assert!(data.join("inner/file").exists() && !pods.join("u1").exists());
             // Anew by policy: the root is the group's, so nothing is looked at; then everything.

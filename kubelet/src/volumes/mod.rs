@@ -179,6 +179,11 @@ async fn claim(
     group: Option<u32>,
 ) -> Result<(), VolumeError> {
     let unresolved = |message| VolumeError::Claim { volume: volume.name.clone(), message };
+    let (folder, of) = (node.pod_dir(pod), volume.name.clone());
+    let ready = on_disk(move || claims::is_ready(&folder, &of).map_err(|error| error.to_string())).await;
+    if ready.map_err(unresolved)? {
+        return Ok(());
+    }
     let found = claims::resolve(pod, objects, volume, name).await.map_err(unresolved)?;
     let context = spec::spec(pod).security_context.as_ref();
     let policy = match context.and_then(|c| c.fs_group_change_policy.as_deref()) {
