@@ -12,7 +12,7 @@ use bosun_proto::cri;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod, Secret};
 use tokio::sync::Semaphore;
 
 use crate::credentials::Providers;
@@ -34,6 +34,31 @@ pub struct Present {
     pub reference: String,
     /// Who it runs as.
     pub user: ImageUser,
+}
+
+/// An image that is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The container that runs it; none if a volume shows it.
+    pub container: Option<&'a str>,
+    /// The image as written.
+    pub image: &'a str,
+    /// `Always`, `IfNotPresent` or `Never`.
+    pub policy: &'a str,
+}
+
+impl<'a> Wanted<'a> {
+    /// The image of a container.
+    pub fn of(container: &'a Container) -> Self {
+        let (image, policy) = (spec::image(container), spec::pull_policy(container));
+        Self { container: Some(&container.name), image, policy }
+    }
+
+    /// The image that a volume shows.
+    pub fn shown(source: &'a ImageVolumeSource) -> Self {
+        let image = source.reference.as_deref().unwrap_or_default();
+        Self { container: None, image, policy: spec::pull_policy_of(image, source.pull_policy.as_deref()) }
+    }
 }
 
 type Pull = Shared<BoxFuture<'static, Result<String, CriError>>>;
@@ -75,15 +100,13 @@ impl Images {
         &self.measured
     }
 
-    /// Makes sure that the container's image is there, as its pull policy wants.
+    /// Makes sure that the image is there, as its pull policy wants.
     ///
     /// # Errors
     /// The reason and message for the status, and when to try again.
-    pub async fn ensure(&self, pod: &Pod, container: &Container) -> Result<Present, Failure> {
-        let written = spec::image(container);
-        let event = |kind: EventType, reason: &str, message: String| {
-            self.report.container(pod, &container.name, kind, reason, message);
-        };
+    pub async fn ensure(&self, pod: &Pod, wanted: Wanted<'_>) -> Result<Present, Failure> {
+        let written = wanted.image;
+        let event = |kind: EventType, reason: &str, message: String| self.tell(pod, wanted, kind, reason, message);
         let image = match with_default_tag(written) {
             Ok(image) => image,
             Err(error) => {
@@ -97,7 +120,7 @@ impl Images {
             event(EventType::Warning, "InspectFailed", message.clone());
             failure("ImageInspectError", message, INITIAL)
         })?;
-        match (spec::pull_policy(container), found) {
+        match (wanted.policy, found) {
             ("Never", None) => {
                 let message = format!("Container image {written:?} is not present with pull policy of Never");
                 event(EventType::Warning, "ErrImageNeverPull", message.clone());
@@ -111,16 +134,22 @@ impl Images {
                 );
                 Ok(present(found))
             }
-            _ => self.pull(pod, container, &image).await,
+            _ => self.pull(pod, wanted, &image).await,
         }
     }
 
-    async fn pull(&self, pod: &Pod, container: &Container, image: &str) -> Result<Present, Failure> {
-        let written = spec::image(container);
+    /// Tells of the container, or of the pod if none is concerned.
+    fn tell(&self, pod: &Pod, wanted: Wanted<'_>, kind: EventType, reason: &str, message: String) {
+        match wanted.container {
+            Some(container) => self.report.container(pod, container, kind, reason, message),
+            None => self.report.pod(pod, kind, reason, message),
+        }
+    }
+
+    async fn pull(&self, pod: &Pod, wanted: Wanted<'_>, image: &str) -> Result<Present, Failure> {
+        let written = wanted.image;
         let key = (spec::uid(pod).to_owned(), image.to_owned());
-        let event = |kind: EventType, reason: &str, message: String| {
-            self.report.container(pod, &container.name, kind, reason, message);
-        };
+        let event = |kind: EventType, reason: &str, message: String| self.tell(pod, wanted, kind, reason, message);
         if let Some(delay) = self.delay(&key)
             && let Ok(until) = delay.updated.checked_add(delay.delay)
             && until > Timestamp::now()

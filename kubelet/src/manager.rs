@@ -487,7 +487,7 @@ impl Manager {
         for entry in std::fs::read_dir(node.pods_dir()).into_iter().flatten().flatten() {
             let uid = entry.file_name().to_string_lossy().into_owned();
             if unknown(&uid)
-                && let Err(error) = crate::volumes::tear_down(node, &uid)
+                && let Err(error) = crate::volumes::tear_down(node, &uid).await
             {
                 tracing::warn!(uid, %error, "the folder of a pod that is gone was not removed");
             }

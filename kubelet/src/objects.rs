@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest as ApiTokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+};
 use kube::api::{ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
@@ -57,6 +59,10 @@ pub trait Objects: Send + Sync + 'static {
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, String>;
     /// A secret; none if it is not there.
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, String>;
+    /// A claim; none if it is not there.
+    async fn claim(&self, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, String>;
+    /// A persistent volume; none if it is not there.
+    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String>;
     /// Services of the namespace and `kubernetes` of `default`.
     async fn services(&self, namespace: &str) -> Result<Vec<Service>, String>;
     /// A token for a pod's service account.
@@ -78,6 +84,14 @@ impl Objects for NoObjects {
 
     async fn secret(&self, _namespace: &str, name: &str) -> Result<Option<Secret>, String> {
         Err(format!("secret {name:?}: {STANDALONE}"))
+    }
+
+    async fn claim(&self, _namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, String> {
+        Err(format!("persistentvolumeclaim {name:?}: {STANDALONE}"))
+    }
+
+    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String> {
+        Err(format!("persistentvolume {name:?}: {STANDALONE}"))
     }
 
     async fn services(&self, _namespace: &str) -> Result<Vec<Service>, String> {
@@ -192,6 +206,16 @@ impl Objects for ApiObjects {
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, String> {
         let api = Api::<Secret>::namespaced(self.client.clone(), namespace);
         get("secret", api.get_opt(name)).await
+    }
+
+    async fn claim(&self, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, String> {
+        let api = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);
+        get("persistentvolumeclaim", api.get_opt(name)).await
+    }
+
+    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String> {
+        let api = Api::<PersistentVolume>::all(self.client.clone());
+        get("persistentvolume", api.get_opt(name)).await
     }
 
     async fn services(&self, namespace: &str) -> Result<Vec<Service>, String> {

@@ -202,6 +202,7 @@ fn node(options: &Options, config: &KubeletConfiguration, name: &str, ips: &[IpA
         seccomp_default: config.seccomp_default,
         cpu_quota_period: config.cpu_cfs_quota.then_some(config.cpu_cfs_quota_period.0),
         memory_capacity: machine.memory as i64,
+        memory_allocatable: (machine.memory as i64 - crate::upkeep::reserved_memory(config)).max(0),
         cpu_capacity: i64::from(machine.cpus) * 1000,
         cgroup_root: format!("{}/kubepods", config.cgroup_root.trim_end_matches('/')),
         cgroups_per_qos: config.cgroups_per_qos,

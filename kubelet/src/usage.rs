@@ -142,6 +142,7 @@ mod tests {
             seccomp_default: false,
             cpu_quota_period: None,
             memory_capacity: 1,
+            memory_allocatable: 1,
             cpu_capacity: 1,
             cgroup_root: "/kubepods".into(),
             cgroups_per_qos: true,

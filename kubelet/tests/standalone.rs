@@ -115,8 +115,12 @@ fn a_static_pod_lives_through_a_kubelet_s_death_and_leaves_nothing() {
 
     rotates_logs(&node);
 
+    // What ends while no kubelet is there is found by the next one: its containers, its mounts, its files.
+    node.kill_kubelet();
     fs::remove_file(node.folder.join("manifests/web.yaml")).unwrap();
-    wait_or("the end", || node.pods().is_empty() && node.containers() == 0, || node.log());
+    node.start_kubelet();
+    let left = || fs::read_dir(node.folder.join("kubelet/pods")).unwrap().count();
+    wait_or("the end", || node.containers() == 0 && left() == 0 && node.pods().is_empty(), || node.log());
     assert_eq!(node.cgroups(), 0);
     assert_eq!(fs::read_dir(node.folder.join("kubelet/pods")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(node.folder.join("logs/pods")).unwrap().count(), 0);

@@ -61,6 +61,7 @@ fn node(folder: &Path) -> Node {
         seccomp_default: false,
         cpu_quota_period: None,
         memory_capacity: 1 << 30,
+        memory_allocatable: 1 << 30,
         cpu_capacity: 1000,
         cgroup_root: "/kubepods".into(),
         cgroups_per_qos: false,

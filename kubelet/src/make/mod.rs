@@ -40,6 +40,8 @@ pub struct Node {
     pub cpu_quota_period: Option<std::time::Duration>,
     /// Memory of the node in bytes.
     pub memory_capacity: i64,
+    /// Memory that all pods together may use, in bytes.
+    pub memory_allocatable: i64,
     /// Cores of the node in thousandths.
     pub cpu_capacity: i64,
     /// Where the pods' cgroups stand, below the hierarchy's root: `/kubepods` in stock.

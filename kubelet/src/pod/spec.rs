@@ -164,10 +164,15 @@ pub fn image(container: &Container) -> &str {
 
 /// `Always`, `IfNotPresent` or `Never`; the default depends on the tag.
 pub fn pull_policy(container: &Container) -> &str {
-    match container.image_pull_policy.as_deref() {
+    pull_policy_of(image(container), container.image_pull_policy.as_deref())
+}
+
+/// The same of an image that is no container's.
+pub fn pull_policy_of<'a>(image: &str, given: Option<&'a str>) -> &'a str {
+    match given {
         Some(policy) if !policy.is_empty() => policy,
-        _ if image(container).contains('@') => "IfNotPresent",
-        _ => match image(container).rsplit('/').next().and_then(|last| last.split_once(':')) {
+        _ if image.contains('@') => "IfNotPresent",
+        _ => match image.rsplit('/').next().and_then(|last| last.split_once(':')) {
             Some((_, tag)) if tag != "latest" => "IfNotPresent",
             _ => "Always",
         },

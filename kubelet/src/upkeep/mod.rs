@@ -85,8 +85,6 @@ impl Settings {
             merge_defaults: config.merge_default_eviction_settings,
             allocatable: enforced.is_none_or(|list| list.iter().any(|part| part == "pods")),
         };
-        let reserved = [&config.kube_reserved, &config.system_reserved].into_iter();
-        let reserved = reserved.filter_map(|list| list.get("memory")?.parse::<Quantity>().ok()).sum::<Quantity>();
         let max_size = config.container_log_max_size.parse::<Quantity>().map_or(-1, |size| size.value());
         Ok(Self {
             logs: u64::try_from(max_size).ok().map(|max_size| logs::Policy {
@@ -108,11 +106,17 @@ impl Settings {
             },
             eviction_interval: HOUSEKEEPING,
             eviction_hard: thresholds::hard(&given),
-            allocatable_memory: memory - reserved.value(),
+            allocatable_memory: memory - reserved_memory(config),
             shutdown: shutdown_groups(config),
             storage_interval: config.local_storage_capacity_isolation.then_some(config.volume_stats_agg_period.0),
         })
     }
+}
+
+/// Memory that is kept from pods for the node itself, in bytes.
+pub(crate) fn reserved_memory(config: &KubeletConfiguration) -> i64 {
+    let reserved = [&config.kube_reserved, &config.system_reserved].into_iter();
+    reserved.filter_map(|list| list.get("memory")?.parse::<Quantity>().ok()).sum::<Quantity>().value()
 }
 
 fn shutdown_groups(config: &KubeletConfiguration) -> Vec<shutdown_plans::Group> {

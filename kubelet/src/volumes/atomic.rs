@@ -10,6 +10,8 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use super::empty_dir;
+
 /// One file of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
@@ -25,8 +27,10 @@ pub struct File {
 pub type Payload = BTreeMap<PathBuf, File>;
 
 const DATA: &str = "..data";
+/// What a volume's group may do with what it shows, whatever the files' own modes say.
+const GROUP_READS: u32 = 0o440;
 
-/// Makes `folder` show `payload`, owned by `group` if given. Returns whether anything changed.
+/// Makes `folder` show `payload`, owned by `group` and readable for it if one is given. Returns whether anything changed.
 ///
 /// # Errors
 /// A path that leaves the volume, or any I/O error; the old content is then still shown.
@@ -35,6 +39,10 @@ pub fn write(folder: &Path, payload: &Payload, group: Option<u32>) -> io::Result
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("path {} leaves the volume", bad.display())));
     }
     fs::create_dir_all(folder)?;
+    if let Some(group) = group {
+        empty_dir::hand_to(folder, group, GROUP_READS | 0o110)?;
+    }
+    let payload = &readable(payload, group);
     let data = folder.join(DATA);
     let old = fs::read_link(&data).ok();
     if let Some(old) = &old
@@ -54,6 +62,14 @@ pub fn write(folder: &Path, payload: &Payload, group: Option<u32>) -> io::Result
         let _ = fs::remove_dir_all(folder.join(old));
     }
     Ok(true)
+}
+
+fn readable(payload: &Payload, group: Option<u32>) -> Payload {
+    let mut payload = payload.clone();
+    if group.is_some() {
+        payload.values_mut().for_each(|file| file.mode |= GROUP_READS);
+    }
+    payload
 }
 
 fn is_inside(path: &Path) -> bool {
@@ -92,12 +108,10 @@ fn write_fresh(folder: &Path, payload: &Payload, group: Option<u32>) -> io::Resu
     let name = PathBuf::from(format!("{stamp}.{}", rand::random::<u32>()));
     let fresh = folder.join(&name);
     fs::create_dir(&fresh)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755))?;
+    own_folder(&fresh, group)?;
     let written = payload.iter().try_for_each(|(path, file)| {
+        make_parents(&fresh, path, group)?;
         let path = fresh.join(path);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
         fs::write(&path, &file.bytes)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))?;
         if file.uid.is_some() || group.is_some() {
@@ -112,6 +126,24 @@ fn write_fresh(folder: &Path, payload: &Payload, group: Option<u32>) -> io::Resu
             Err(error)
         }
     }
+}
+
+/// Makes the folders between `fresh` and the file.
+fn make_parents(fresh: &Path, file: &Path, group: Option<u32>) -> io::Result<()> {
+    let mut folder = fresh.to_path_buf();
+    for part in file.parent().into_iter().flat_map(Path::components) {
+        folder.push(part);
+        if !folder.exists() {
+            fs::create_dir(&folder)?;
+            own_folder(&folder, group)?;
+        }
+    }
+    Ok(())
+}
+
+fn own_folder(folder: &Path, group: Option<u32>) -> io::Result<()> {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+    group.map_or(Ok(()), |group| empty_dir::hand_to(folder, group, GROUP_READS | 0o110))
 }
 
 fn swap(folder: &Path, data: &Path, fresh: &Path) -> io::Result<()> {
@@ -168,5 +200,21 @@ mod tests {
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
         assert!(write(&folder, &payload(&[("../x", "3")]), None).is_err());
         fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn the_group_reads_whatever_the_mode_and_folders_hand_it_down() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mut secret = payload(&[("sub/key", "1")]);
+        secret.values_mut().for_each(|file| file.mode = 0o400);
+        assert!(write(folder.path(), &secret, Some(2000)).unwrap());
+        assert!(!write(folder.path(), &secret, Some(2000)).unwrap(), "nothing changed");
+        let look = |path: &str| {
+            let meta = fs::metadata(folder.path().join(path)).unwrap();
+            (meta.gid(), meta.permissions().mode() & 0o7777)
+        };
+        assert_eq!(look("sub/key"), (2000, 0o440));
+        assert_eq!((look("..data"), look("sub")), ((2000, 0o2755), (2000, 0o2755)));
     }
 }

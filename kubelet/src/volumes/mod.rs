@@ -1,21 +1,29 @@
 //! Volumes of pods: made before the first container, refreshed when what they show changes, removed with the pod.
 //!
-//! Supported here: configMap, secret, projected, downwardAPI, emptyDir (disk and memory) and hostPath. Any other kind is
-//! an error that names it.
+//! Supported here: configMap, secret, projected, downwardAPI, emptyDir (disk, memory and huge pages), hostPath,
+//! image (which the runtime mounts), and claims of local and hostPath volumes. Any other kind is an error that names it.
 
 pub mod atomic;
+mod claims;
+mod empty_dir;
+mod host_path;
+mod journal;
+mod mountinfo;
 pub mod mounts;
+mod ownership;
 mod payload;
+mod removal;
+mod sub_path;
+mod tear_down;
+#[cfg(test)]
+mod testing;
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, Pod, Volume};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use k8s_openapi::api::core::v1::{Pod, Volume};
 use thiserror::Error;
 
 use crate::make::Node;
@@ -28,6 +36,16 @@ pub enum VolumeError {
     /// One volume failed; the text is what stock's `FailedMount` event says.
     #[error("MountVolume.SetUp failed for volume {volume:?} : {message}")]
     SetUp {
+        /// Which volume.
+        volume: String,
+        /// Why.
+        message: String,
+    },
+    /// A claim does not lead to a volume; the text is what stock's `FailedMount` event says.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], failed to process volumes=[{volume}]: {message}"
+    )]
+    Claim {
         /// Which volume.
         volume: String,
         /// Why.
@@ -70,8 +88,13 @@ pub fn host_path(pod: &Pod, node: &Node, volume: &Volume) -> Option<PathBuf> {
     match (&volume.host_path, plugin(volume)) {
         (Some(source), _) => Some(PathBuf::from(&source.path)),
         (None, Some(plugin)) => Some(node.volume_dir(pod, plugin, &volume.name)),
-        (None, None) => None,
+        (None, None) => claims::claim_name(pod, volume).and_then(|_| claims::place(&node.pod_dir(pod), &volume.name)),
     }
+}
+
+/// Whether containers only read the volume, whatever they ask for.
+pub fn is_read_only(volume: &Volume) -> bool {
+    is_live(volume) || claims::is_read_only(volume)
 }
 
 /// Whether changes of the outside world change what the volume shows.
@@ -115,25 +138,74 @@ async fn one(
     group: Option<u32>,
 ) -> Result<Option<Timestamp>, VolumeError> {
     let failed = |message: String| VolumeError::SetUp { volume: volume.name.clone(), message };
-    if let Some(source) = &volume.host_path {
-        return check_host_path(source).map(|()| None).map_err(failed);
+    if let Some(source) = volume.host_path.clone() {
+        return on_disk(move || host_path::check(&source)).await.map(|()| None).map_err(failed);
+    }
+    if volume.image.is_some() {
+        return Ok(None);
+    }
+    if let Some(name) = claims::claim_name(pod, volume) {
+        return claim(pod, node, objects, volume, &name, group).await.map(|()| None);
     }
     let Some(folder) = host_path(pod, node, volume) else {
         return Err(failed(format!("volumes of kind {} are not supported by this kubelet", kind(volume))));
     };
+    let (pod_dir, name) = (node.pod_dir(pod), volume.name.clone());
     if let Some(source) = &volume.empty_dir {
-        return empty_dir(source, &folder, group).map(|()| None).map_err(|error| failed(error.to_string()));
+        let medium = empty_dir::medium(pod, node, source).map_err(failed)?;
+        let make = move || empty_dir::set_up(&pod_dir, &name, &folder, &medium, group).map_err(|e| e.to_string());
+        return on_disk(make).await.map(|()| None).map_err(failed);
     }
-    let gathered = payload::gather(pod, node, objects, volume).await.map_err(failed)?;
-    let write = || -> io::Result<()> {
-        make_dir(&folder, 0o755)?;
-        if let Some(group) = group {
-            chown(&folder, None, Some(group))?;
-        }
-        atomic::write(&folder, &gathered.files, group).map(drop)
+    let payload::Gathered { files, refresh } = payload::gather(pod, node, objects, volume).await.map_err(failed)?;
+    // As in stock: what may be secret lies in memory, configMaps on the disk.
+    let medium = match volume.config_map {
+        Some(_) => empty_dir::Medium::Disk,
+        None => empty_dir::Medium::Memory(empty_dir::memory_size(pod, node, None)),
     };
-    write().map_err(|error| failed(error.to_string()))?;
-    Ok(gathered.refresh)
+    let write = move || -> io::Result<bool> {
+        empty_dir::set_up(&pod_dir, &format!("wrapped_{name}"), &folder, &medium, None)?;
+        atomic::write(&folder, &files, group)
+    };
+    on_disk(move || write().map_err(|error| error.to_string())).await.map_err(failed)?;
+    Ok(refresh)
+}
+
+async fn claim(
+    pod: &Pod,
+    node: &Node,
+    objects: &dyn Objects,
+    volume: &Volume,
+    name: &str,
+    group: Option<u32>,
+) -> Result<(), VolumeError> {
+    let unresolved = |message| VolumeError::Claim { volume: volume.name.clone(), message };
+    let (folder, of) = (node.pod_dir(pod), volume.name.clone());
+    let ready = on_disk(move || claims::is_ready(&folder, &of).map_err(|error| error.to_string())).await;
+    if ready.map_err(unresolved)? {
+        return Ok(());
+    }
+    let found = claims::resolve(pod, objects, volume, name).await.map_err(unresolved)?;
+    let context = spec::spec(pod).security_context.as_ref();
+    let policy = match context.and_then(|c| c.fs_group_change_policy.as_deref()) {
+        Some("OnRootMismatch") => ownership::Policy::OnRootMismatch,
+        _ => ownership::Policy::Always,
+    };
+    let user = claims::Use {
+        pod: node.pod_dir(pod),
+        volume: volume.name.clone(),
+        read_only: claims::is_read_only(volume),
+        group,
+        policy,
+    };
+    // Stock names the persistent volume here.
+    let pv = found.metadata.name.clone().unwrap_or_default();
+    let made = on_disk(move || claims::set_up(&found, &user)).await;
+    made.map_err(|message| VolumeError::SetUp { volume: pv, message })
+}
+
+/// Does what may wait for a disk, without holding others up.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 /// The kind of a volume that is none of ours: the one field that is set.
@@ -143,98 +215,14 @@ fn kind(volume: &Volume) -> String {
     fields.find(|k| *k != "name").cloned().unwrap_or_else(|| "none".to_owned())
 }
 
-fn empty_dir(source: &EmptyDirVolumeSource, folder: &Path, group: Option<u32>) -> io::Result<()> {
-    let medium = source.medium.as_deref().unwrap_or_default();
-    let fresh = !folder.exists();
-    bosun_kit::files::create_dir(folder, 0o777)?;
-    match medium {
-        "" => {}
-        "Memory" => {
-            if !is_mount_point(folder)? {
-                let limit = source.size_limit.as_ref().map(|q| bosun_api::quantity::of(q).value()).filter(|n| *n > 0);
-                let options = limit.map(|bytes| format!("size={bytes}"));
-                mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), options.as_deref())?;
-                fs::set_permissions(folder, fs::Permissions::from_mode(0o777))?;
-            }
-        }
-        other => return Err(io::Error::other(format!("medium {other:?} is not supported by this kubelet"))),
-    }
-    if let (Some(group), true) = (group, fresh) {
-        chown(folder, None, Some(group))?;
-        // The set-group-ID bit hands the group down to what is made inside.
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o2777))?;
-    }
-    Ok(())
-}
-
-fn check_host_path(source: &HostPathVolumeSource) -> Result<(), String> {
-    let path = Path::new(&source.path);
-    let wanted = source.type_.as_deref().unwrap_or_default();
-    let found = fs::metadata(path);
-    let fail = |what: &str| Err(format!("hostPath type check failed: {} is not {what}", source.path));
-    match (wanted, &found) {
-        ("", _) => Ok(()),
-        ("DirectoryOrCreate", Err(_)) => bosun_kit::files::create_dir(path, 0o755).map_err(|e| e.to_string()),
-        ("FileOrCreate", Err(_)) => fs::File::create_new(path)
-            .and_then(|file| file.set_permissions(fs::Permissions::from_mode(0o644)))
-            .map_err(|error| format!("create {}: {error}", source.path)),
-        ("Directory" | "DirectoryOrCreate", Ok(meta)) if meta.is_dir() => Ok(()),
-        ("Directory" | "DirectoryOrCreate", _) => fail("a directory"),
-        ("File" | "FileOrCreate", Ok(meta)) if meta.is_file() => Ok(()),
-        ("File" | "FileOrCreate", _) => fail("a file"),
-        ("Socket", Ok(meta)) if meta.file_type().is_socket() => Ok(()),
-        ("Socket", _) => fail("a socket file"),
-        ("CharDevice", Ok(meta)) if meta.file_type().is_char_device() => Ok(()),
-        ("CharDevice", _) => fail("a character device"),
-        ("BlockDevice", Ok(meta)) if meta.file_type().is_block_device() => Ok(()),
-        ("BlockDevice", _) => fail("a block device"),
-        (other, _) => Err(format!("{other} is an invalid volume type")),
-    }
-}
-
-/// Whether something is mounted right on `path`.
-fn is_mount_point(path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    let (inside, above) = (fs::metadata(path)?, fs::metadata(path.parent().unwrap_or(path))?);
-    Ok(inside.dev() != above.dev())
-}
-
-/// Takes the pod's volumes and folder away: first what is mounted below it, deepest first, then the files. Never
-/// descends into something that is still mounted.
+/// Takes the pod's volumes and folder away: first what is mounted below it, the newest first, then the files. Never
+/// follows a link on the way, and deletes nothing as long as anything is mounted.
 ///
 /// # Errors
 /// The first thing that would not go; the rest was still tried.
-pub fn tear_down(node: &Node, uid: &str) -> Result<(), VolumeError> {
-    let folder = node.pods_dir().join(uid);
-    if uid.is_empty() || !folder.exists() {
-        return Ok(());
-    }
-    let mut first = None;
-    for path in mounted_below(&folder) {
-        if let Err(error) = umount2(&path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
-            let failed = VolumeError::Remove { path: path.display().to_string(), source: error.into() };
-            first.get_or_insert(failed);
-        }
-    }
-    if first.is_none()
-        && let Err(error) = fs::remove_dir_all(&folder)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        first = Some(VolumeError::Remove { path: folder.display().to_string(), source: error });
-    }
-    first.map_or(Ok(()), Err)
-}
-
-/// Mount points below `folder`, deepest first.
-fn mounted_below(folder: &Path) -> Vec<PathBuf> {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    let mut points: Vec<PathBuf> = points.map(PathBuf::from).filter(|p| p.starts_with(folder) && p != folder).collect();
-    points.reverse();
-    points
-}
-
-/// The kernel writes blanks and their kin as octal escapes.
-fn unescape(text: &str) -> String {
-    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+pub async fn tear_down(node: &Node, uid: &str) -> Result<(), VolumeError> {
+    let (pods, uid) = (node.pods_dir(), uid.to_owned());
+    let path = pods.join(&uid).display().to_string();
+    let done = tokio::task::spawn_blocking(move || tear_down::run(&pods, &uid)).await;
+    done.unwrap_or_else(|error| Err(VolumeError::Remove { path, source: io::Error::other(error) }))
 }

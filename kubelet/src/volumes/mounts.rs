@@ -1,20 +1,32 @@
 //! What is mounted into a container: its volumes, the hosts file, the file for its termination message.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, PathBuf};
 
 use bosun_proto::cri;
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::mount::{MsFlags, mount};
-use nix::sys::stat::Mode;
 
-use super::host_path;
+use super::{host_path, sub_path};
 use crate::make::{Node, env, names, text};
 use crate::pod::spec;
+
+/// What was looked up for the mounts of a container.
+#[derive(Clone, Debug, Default)]
+pub struct Looked {
+    /// The images that image volumes show, by volume.
+    pub images: BTreeMap<String, cri::ImageSpec>,
+    /// Whether the runtime handler of the pod can mount recursively read-only.
+    pub recursive_read_only: bool,
+}
+
+/// Whether it matters for the container what [`Looked::recursive_read_only`] says.
+pub fn wants_recursive_read_only(container: &Container) -> bool {
+    let wanted = |m: &VolumeMount| m.recursive_read_only.as_deref().is_some_and(|mode| mode != "Disabled");
+    container.volume_mounts.iter().flatten().any(wanted)
+}
 
 /// The mounts of a container about to be created; makes the files that they need.
 ///
@@ -26,10 +38,11 @@ pub fn for_container(
     node: &Node,
     pod_ips: &[String],
     variables: &[(String, String)],
+    looked: &Looked,
 ) -> Result<Vec<cri::Mount>, String> {
     let mut mounts = Vec::new();
     for (index, wanted) in container.volume_mounts.iter().flatten().enumerate() {
-        mounts.push(volume_mount(pod, container, node, wanted, index, variables)?);
+        mounts.push(volume_mount(pod, container, node, wanted, index, variables, looked)?);
     }
     let taken =
         |path: &str| container.volume_mounts.iter().flatten().any(|m| m.mount_path.trim_end_matches('/') == path);
@@ -56,34 +69,84 @@ fn volume_mount(
     wanted: &VolumeMount,
     index: usize,
     variables: &[(String, String)],
+    looked: &Looked,
 ) -> Result<cri::Mount, String> {
+    let sub = given_sub_path(wanted, variables)?;
+    let to = match wanted.mount_path.starts_with('/') {
+        true => wanted.mount_path.clone(),
+        false => format!("/{}", wanted.mount_path),
+    };
+    if let Some(image) = looked.images.get(&wanted.name) {
+        let image_sub_path = sub.unwrap_or_default();
+        return Ok(cri::Mount {
+            image: Some(image.clone()),
+            image_sub_path,
+            ..bind(String::new(), &to, wanted.read_only == Some(true))
+        });
+    }
     let volume = spec::spec(pod).volumes.iter().flatten().find(|v| v.name == wanted.name);
     let mut path = volume
         .and_then(|v| host_path(pod, node, v))
-        .ok_or_else(|| format!("mount {:?} cannot be satisfied: no such volume", wanted.name))?;
-    if let Some(sub) = sub_path(wanted, variables)? {
-        let read_only = volume.is_some_and(super::is_live);
-        path = bind_sub_path(pod, container, node, wanted, index, &path, &sub, read_only)?;
+        .ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", wanted.name, container.name))?;
+    let recursive_read_only = recursive_read_only(wanted, looked.recursive_read_only)?;
+    if let Some(sub) = sub {
+        let sub = check_sub_path(&sub)?;
+        let place =
+            sub_path::Place { pod: &node.pod_dir(pod), volume: &wanted.name, container: &container.name, index };
+        let create = !volume.is_some_and(super::is_live);
+        path = sub_path::bind(&path, &sub, &place, create).map_err(|failed| refusal(&failed, &place))?;
     }
     let propagation = match wanted.mount_propagation.as_deref() {
         Some("HostToContainer") => cri::MountPropagation::PropagationHostToContainer,
         Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
         _ => cri::MountPropagation::PropagationPrivate,
     };
-    let to = match wanted.mount_path.starts_with('/') {
-        true => wanted.mount_path.clone(),
-        false => format!("/{}", wanted.mount_path),
-    };
-    Ok(cri::Mount { propagation: propagation as i32, ..bind(text(&path), &to, wanted.read_only == Some(true)) })
+    Ok(cri::Mount {
+        propagation: propagation as i32,
+        recursive_read_only,
+        ..bind(text(&path), &to, wanted.read_only == Some(true) || volume.is_some_and(super::is_read_only))
+    })
 }
 
-/// The path inside the volume, with variables expanded; none for the whole volume.
-fn sub_path(wanted: &VolumeMount, variables: &[(String, String)]) -> Result<Option<PathBuf>, String> {
-    let missing = std::cell::Cell::new(None);
+/// What the pod's owner is told. No more than that: the details would tell of the node's files.
+fn refusal(failed: &sub_path::Failed, place: &sub_path::Place<'_>) -> String {
+    let (what, error) = match failed {
+        sub_path::Failed::Create(error) => ("create subPath directory", error),
+        sub_path::Failed::Prepare(error) => ("prepare subPath", error),
+    };
+    tracing::warn!(volume = place.volume, container = place.container, %error, "failed to {what}");
+    format!("failed to {what} for volumeMount {:?} of container {:?}", place.volume, place.container)
+}
+
+/// Whether the mount is read-only all the way down, given what the runtime can do.
+fn recursive_read_only(wanted: &VolumeMount, supported: bool) -> Result<bool, String> {
+    let mode = wanted.recursive_read_only.as_deref().unwrap_or("Disabled");
+    let refused =
+        |why: String| Err(format!("volume {:?} requested recursive read-only mode, but it is {why}", wanted.name));
+    if mode == "Disabled" {
+        return Ok(false);
+    }
+    if wanted.read_only != Some(true) {
+        return refused("not read-only".to_owned());
+    }
+    if let Some(propagation) = wanted.mount_propagation.as_deref().filter(|p| *p != "None") {
+        return refused(format!("not compatible with propagation {propagation:?}"));
+    }
+    match mode {
+        "IfPossible" => Ok(supported),
+        "Enabled" if supported => Ok(true),
+        "Enabled" => refused("not supported by the runtime".to_owned()),
+        other => Err(format!("unknown recursive read-only mode {other:?}")),
+    }
+}
+
+/// The path inside the volume as given, with variables expanded; none for the whole volume.
+fn given_sub_path(wanted: &VolumeMount, variables: &[(String, String)]) -> Result<Option<String>, String> {
+    let missing = std::cell::RefCell::new(BTreeSet::new());
     let lookup = |name: &str| {
         let value = variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-        if value.is_none() {
-            missing.set(Some(name.to_owned()));
+        if value.as_deref().is_none_or(str::is_empty) {
+            missing.borrow_mut().insert(name.to_owned());
         }
         value
     };
@@ -92,81 +155,19 @@ fn sub_path(wanted: &VolumeMount, variables: &[(String, String)]) -> Result<Opti
         (Some(path), _) if !path.is_empty() => path.to_owned(),
         _ => return Ok(None),
     };
-    if let Some(name) = missing.take() {
-        return Err(format!(
-            "missing value for {name:?} in subPathExpr {:?}",
-            wanted.sub_path_expr.as_deref().unwrap_or("")
-        ));
-    }
-    let path = PathBuf::from(&given);
-    let inside = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    if inside { Ok(Some(path)) } else { Err(format!("subPath {given:?} must be relative and must not contain '..'")) }
+    let missing: Vec<String> = missing.into_inner().into_iter().collect();
+    if missing.is_empty() { Ok(Some(given)) } else { Err(format!("missing value for {}", missing.join(", "))) }
 }
 
-/// Opens the path inside the volume without ever leaving it (links are resolved as if the volume were the root), makes
-/// it if it is missing, and binds what was opened to a place of its own, so that nobody can swap it between the check
-/// and the start of the container.
-#[expect(clippy::too_many_arguments, reason = "each names one thing that the place of the bind depends on")]
-fn bind_sub_path(
-    pod: &Pod,
-    container: &Container,
-    node: &Node,
-    wanted: &VolumeMount,
-    index: usize,
-    volume: &Path,
-    sub: &Path,
-    read_only: bool,
-) -> Result<PathBuf, String> {
-    let failed = |error: io::Error| {
-        format!(
-            "failed to prepare subPath for volumeMount {:?} of container {:?}: {error}",
-            wanted.name, container.name
-        )
-    };
-    let root = fs::File::open(volume).map_err(failed)?;
-    let open = |path: &Path, flags: OFlag| {
-        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
-        openat2(&root, path, how).map_err(io::Error::from)
-    };
-    let opened = match open(sub, OFlag::O_PATH) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !read_only => {
-            make_inside(&open, sub).map_err(failed)?;
-            open(sub, OFlag::O_PATH)
-        }
-        other => other,
+fn check_sub_path(given: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(given);
+    if path.is_absolute() {
+        return Err(format!("error SubPath `{given}` must not be an absolute path"));
     }
-    .map_err(failed)?;
-    let place =
-        node.pod_dir(pod).join("volume-subpaths").join(&wanted.name).join(&container.name).join(index.to_string());
-    let source = format!("/proc/self/fd/{}", opened.as_raw_fd());
-    let is_dir = fs::metadata(&source).map_err(failed)?.is_dir();
-    let bind = || -> io::Result<()> {
-        super::make_dir(place.parent().unwrap_or(&place), 0o750)?;
-        // Left from an earlier start of the container.
-        let _ = nix::mount::umount2(&place, nix::mount::MntFlags::MNT_DETACH);
-        match (is_dir, place.exists()) {
-            (true, false) => fs::create_dir(&place)?,
-            (false, false) => drop(fs::File::create(&place)?),
-            _ => {}
-        }
-        mount(Some(source.as_str()), &place, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
-        Ok(())
-    };
-    bind().map_err(failed)?;
-    Ok(place)
-}
-
-/// Makes the folders of a missing path, each opened inside the volume before the next is made in it.
-fn make_inside(open: &impl Fn(&Path, OFlag) -> io::Result<std::os::fd::OwnedFd>, sub: &Path) -> io::Result<()> {
-    let mut so_far = PathBuf::from(".");
-    for part in sub.components() {
-        let parent = open(&so_far, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-        so_far.push(part);
-        if open(&so_far, OFlag::O_PATH).is_err() {
-            nix::sys::stat::mkdirat(&parent, part.as_os_str(), Mode::from_bits_truncate(0o750))?;
-        }
+    match path.components().any(|part| part == Component::ParentDir) {
+        true => Err(format!("unable to provision SubPath `{given}`: must not contain '..'")),
+        false => Ok(path),
     }
-    Ok(())
 }
 
 /// Writes the pod's hosts file, anew if its addresses changed.
@@ -190,4 +191,98 @@ fn message_file(pod: &Pod, container: &Container, node: &Node) -> io::Result<Pat
     // Any user in the container may write it.
     file.set_permissions(fs::Permissions::from_mode(0o666))?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::volumes::testing::node;
+
+    fn mount_of(looked: &Looked, fields: serde_json::Value) -> Result<cri::Mount, String> {
+        let mut mount = serde_json::json!({"name": "v", "mountPath": "/to"});
+        mount.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"uid": "u1"}, "spec": {
+            "containers": [{"name": "c", "volumeMounts": [mount]}],
+            "volumes": [{"name": "v", "hostPath": {"path": "/from"}}]}}))
+        .unwrap();
+        let container = &spec::spec(&pod).containers[0];
+        let wanted = &container.volume_mounts.as_ref().unwrap()[0];
+        let variables = [("SET".to_owned(), "s".to_owned()), ("EMPTY".to_owned(), String::new())];
+        volume_mount(&pod, container, &node(Path::new("/nowhere")), wanted, 0, &variables, looked)
+    }
+
+    #[test]
+    fn what_the_runtime_is_told_of_a_mount() {
+        use serde_json::json;
+        let show = |supported: bool, fields: serde_json::Value| {
+            let looked = Looked { recursive_read_only: supported, ..Looked::default() };
+            mount_of(&looked, fields).map_or_else(
+                |error| error,
+                |m| {
+                    let propagation = m.propagation();
+                    let kinds = (m.readonly, m.recursive_read_only, propagation.as_str_name());
+                    format!("{} -> {} {kinds:?}", m.host_path, m.container_path)
+                },
+            )
+        };
+        let rro = |mode: &str| json!({"readOnly": true, "recursiveReadOnly": mode});
+        let lines = [
+            show(false, json!({"readOnly": true, "mountPropagation": "HostToContainer"})),
+            show(false, json!({"mountPath": "relative", "mountPropagation": "Bidirectional"})),
+            show(true, rro("Disabled")),
+            show(true, rro("IfPossible")),
+            show(false, rro("IfPossible")),
+            show(true, rro("Enabled")),
+            show(false, rro("Enabled")),
+            show(true, rro("Perhaps")),
+            show(true, json!({"recursiveReadOnly": "Enabled"})),
+            show(true, json!({"readOnly": true, "recursiveReadOnly": "Enabled", "mountPropagation": "Bidirectional"})),
+            show(true, json!({"name": "other"})),
+            show(true, json!({"subPath": "/a"})),
+            show(true, json!({"subPath": "a/../b"})),
+            show(true, json!({"subPathExpr": "$(SET)/$(NOT)/$(EMPTY)"})),
+            show(true, json!({"subPath": "a"})),
+        ];
+        let golden = r#"/from -> /to (true, false, "PROPAGATION_HOST_TO_CONTAINER")
+/from -> /relative (false, false, "PROPAGATION_BIDIRECTIONAL")
+/from -> /to (true, false, "PROPAGATION_PRIVATE")
+/from -> /to (true, true, "PROPAGATION_PRIVATE")
+/from -> /to (true, false, "PROPAGATION_PRIVATE")
+/from -> /to (true, true, "PROPAGATION_PRIVATE")
+volume "v" requested recursive read-only mode, but it is not supported by the runtime
+unknown recursive read-only mode "Perhaps"
+volume "v" requested recursive read-only mode, but it is not read-only
+volume "v" requested recursive read-only mode, but it is not compatible with propagation "Bidirectional"
+cannot find volume "other" to mount into container "c"
+error SubPath `/a` must not be an absolute path
+unable to provision SubPath `a/../b`: must not contain '..'
+missing value for EMPTY, NOT
+failed to prepare subPath for volumeMount "v" of container "c""#;
+        assert_eq!(lines.join("\n"), golden);
+    }
+
+    #[test]
+    fn what_the_kubelet_writes_containers_only_read() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"uid": "u1"}, "spec": {
+            "containers": [{"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/to"}]}],
+            "volumes": [{"name": "v", "configMap": {"name": "m"}}]}}))
+        .unwrap();
+        let container = &spec::spec(&pod).containers[0];
+        let wanted = &container.volume_mounts.as_ref().unwrap()[0];
+        let node = node(Path::new("/root"));
+        let mount = volume_mount(&pod, container, &node, wanted, 0, &[], &Looked::default()).unwrap();
+        assert!(mount.readonly);
+        assert_eq!(mount.host_path, "/root/pods/u1/volumes/kubernetes.io~configmap/v");
+    }
+
+    #[test]
+    fn an_image_volume_is_given_as_an_image_with_its_part() {
+        let image = cri::ImageSpec { image: "sha256:1".into(), ..Default::default() };
+        let looked = Looked { images: [("v".to_owned(), image.clone())].into(), ..Looked::default() };
+        let mount = mount_of(&looked, serde_json::json!({"subPath": "a/b"})).unwrap();
+        assert_eq!((mount.image, mount.image_sub_path.as_str()), (Some(image), "a/b"));
+        assert_eq!((mount.host_path.as_str(), mount.container_path.as_str()), ("", "/to"));
+    }
 }

@@ -15,6 +15,8 @@ use crate::objects::{Objects, TokenRequest};
 use crate::pod::spec;
 
 const DEFAULT_MODE: i32 = 0o644;
+const NO_CONFIG_KEY: &str = "configmap references non-existent config key";
+const NO_SECRET_KEY: &str = "references non-existent secret key";
 
 /// The files of a volume and when to gather them anew at the latest.
 #[derive(Default)]
@@ -33,14 +35,16 @@ pub(super) async fn gather(
 ) -> Result<Gathered, String> {
     let mut out = Gathered::default();
     if let Some(source) = &volume.config_map {
-        let data = config_map(pod, objects, &source.name, source.optional == Some(true)).await?;
+        let optional = source.optional == Some(true);
+        let data = config_map(pod, objects, &source.name, optional).await?;
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
-        select(&mut out.files, data, source.items.as_deref(), mode, source.optional == Some(true))?;
+        select(&mut out.files, data, source.items.as_deref(), mode, optional, NO_CONFIG_KEY)?;
     } else if let Some(source) = &volume.secret {
         let name = source.secret_name.as_deref().unwrap_or_default();
-        let data = secret(pod, objects, name, source.optional == Some(true)).await?;
+        let optional = source.optional == Some(true);
+        let data = secret(pod, objects, name, optional).await?;
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
-        select(&mut out.files, data, source.items.as_deref(), mode, source.optional == Some(true))?;
+        select(&mut out.files, data, source.items.as_deref(), mode, optional, NO_SECRET_KEY)?;
     } else if let Some(source) = &volume.downward_api {
         let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         downward_files(&mut out.files, pod, node, source.items.as_deref(), mode)?;
@@ -64,12 +68,12 @@ async fn project(
     if let Some(source) = &part.config_map {
         let optional = source.optional == Some(true);
         let data = config_map(pod, objects, &source.name, optional).await?;
-        select(&mut out.files, data, source.items.as_deref(), mode, optional)?;
+        select(&mut out.files, data, source.items.as_deref(), mode, optional, NO_CONFIG_KEY)?;
     }
     if let Some(source) = &part.secret {
         let optional = source.optional == Some(true);
         let data = secret(pod, objects, &source.name, optional).await?;
-        select(&mut out.files, data, source.items.as_deref(), mode, optional)?;
+        select(&mut out.files, data, source.items.as_deref(), mode, optional, NO_SECRET_KEY)?;
     }
     if let Some(source) = &part.downward_api {
         downward_files(&mut out.files, pod, node, source.items.as_deref(), mode)?;
@@ -78,8 +82,13 @@ async fn project(
         let renew = token(&mut out.files, pod, objects, source, mode).await?;
         out.refresh = Some(out.refresh.map_or(renew, |known| known.min(renew)));
     }
-    if part.cluster_trust_bundle.is_some() || part.pod_certificate.is_some() {
-        return Err("clusterTrustBundle and podCertificate projections are not supported by this kubelet".to_owned());
+    for (kind, given) in [
+        ("clusterTrustBundle", part.cluster_trust_bundle.is_some()),
+        ("podCertificate", part.pod_certificate.is_some()),
+    ] {
+        if given {
+            return Err(format!("projected sources of kind {kind} are not supported by this kubelet"));
+        }
     }
     Ok(())
 }
@@ -113,6 +122,7 @@ fn select(
     items: Option<&[KeyToPath]>,
     mode: i32,
     optional: bool,
+    missing: &str,
 ) -> Result<(), String> {
     let Some(mut data) = data else { return Ok(()) };
     let file = |bytes: Vec<u8>, mode: i32| File { bytes, mode: mode as u32, uid: None };
@@ -126,7 +136,7 @@ fn select(
                         files.insert(path, file(bytes.clone(), item.mode.unwrap_or(mode)));
                     }
                     None if optional => {}
-                    None => return Err(format!("references non-existent config key: {}", item.key)),
+                    None => return Err(format!("{missing}: {}", item.key)),
                 }
             }
         }

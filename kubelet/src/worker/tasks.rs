@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bosun_kit::events::EventType;
 use bosun_kubelet_cgroup::Hierarchy;
+use bosun_proto::cri;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use tokio::sync::mpsc;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Message;
 use crate::context::Context;
-use crate::images::Present;
+use crate::images::{Present, Wanted};
 use crate::make::env::{EnvObjects, environment};
 use crate::make::{Node, container as make_container, resources, sandbox as make_sandbox, security, text};
 use crate::objects;
@@ -86,6 +87,8 @@ pub(super) async fn collect(
 pub(super) struct Ready {
     pub(super) image: Present,
     pub(super) objects: EnvObjects,
+    /// The images that its volumes show, by volume.
+    pub(super) shown: BTreeMap<String, cri::ImageSpec>,
 }
 
 /// Volumes, folders and cgroup.
@@ -107,7 +110,7 @@ pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
     {
         tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
     }
-    let removed = volumes::tear_down(&context.node, spec::uid(pod));
+    let removed = volumes::tear_down(&context.node, spec::uid(pod)).await;
     TaskResult::CleanedUp(removed.map_err(|error| error.to_string()))
 }
 
@@ -154,17 +157,54 @@ pub(super) async fn prepare(context: &Context, pod: &Pod, name: String, give_up:
                 config_failure(message)
             })
         };
-        let (image, objects) = futures::try_join!(context.images.ensure(pod, &container), objects)?;
+        let image = context.images.ensure(pod, Wanted::of(&container));
+        let (image, objects, shown) = futures::try_join!(image, objects, show_images(context, pod, &container))?;
         if let Err(message) = security::check_non_root(pod, &container, &image.user) {
             context.report.container(pod, &name, EventType::Warning, "Failed", format!("Error: {message}"));
             return Err(config_failure(message));
         }
-        Ok(Ready { image, objects })
+        Ok(Ready { image, objects, shown })
     };
     tokio::select! {
         looked = look => TaskResult::Prepared(looked),
         () = give_up.cancelled() => TaskResult::Prepared(Err(config_failure("the pod ends".to_owned()))),
     }
+}
+
+/// The images that the container's volumes show, by volume. A failure is the container's, with the reasons that its own
+/// image would give.
+async fn show_images(
+    context: &Context,
+    pod: &Pod,
+    container: &Container,
+) -> Result<BTreeMap<String, cri::ImageSpec>, Failure> {
+    let mut shown = BTreeMap::new();
+    for volume in spec::spec(pod).volumes.iter().flatten() {
+        let mounted = container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name);
+        let Some(source) = volume.image.as_ref().filter(|_| mounted) else { continue };
+        let wanted = Wanted::shown(source);
+        let present = context.images.ensure(pod, wanted).await.inspect_err(|failure| {
+            let message = format!("Error: {}", failure.reason);
+            context.report.container(pod, &container.name, EventType::Warning, "Failed", message);
+        })?;
+        let user_specified_image = wanted.image.to_owned();
+        let image = cri::ImageSpec { image: present.reference, user_specified_image, ..Default::default() };
+        shown.insert(volume.name.clone(), image);
+    }
+    Ok(shown)
+}
+
+/// Whether the handler that runs the pod mounts recursively read-only, if the container asks for that.
+async fn recursive_read_only(context: &Context, pod: &Pod, container: &Container) -> bool {
+    if !volumes::mounts::wants_recursive_read_only(container) {
+        return false;
+    }
+    let handler = spec::spec(pod).runtime_class_name.as_deref().unwrap_or_default();
+    let status = context.runtime.status(false).await;
+    let status = status.inspect_err(|error| tracing::warn!(%error, "what the runtime can do is not known"));
+    let handlers = status.map(|status| status.runtime_handlers).unwrap_or_default();
+    let found = handlers.into_iter().find(|known| known.name == handler);
+    found.and_then(|known| known.features).is_some_and(|features| features.recursive_read_only_mounts)
 }
 
 fn config_failure(message: String) -> Failure {
@@ -198,7 +238,8 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
         let failure = Failure { reason: reason.to_owned(), message, retry: Timestamp::now() + after };
         TaskResult::Started(Vec::new(), Some(failure))
     };
-    let (config, sandbox_config) = match configure(context, &start, &container) {
+    let recursive = recursive_read_only(context, &pod, &container).await;
+    let (config, sandbox_config) = match configure(context, &start, &container, recursive) {
         Ok(configs) => configs,
         Err(message) => return failed("CreateContainerConfigError", message, CONFIG_RETRY),
     };
@@ -249,12 +290,18 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
     TaskResult::Started(record.into_iter().collect(), None)
 }
 
-type Configs = (bosun_proto::cri::ContainerConfig, bosun_proto::cri::PodSandboxConfig);
+type Configs = (cri::ContainerConfig, cri::PodSandboxConfig);
 
-fn configure(context: &Context, start: &StartContainer, container: &Container) -> Result<Configs, String> {
+fn configure(
+    context: &Context,
+    start: &StartContainer,
+    container: &Container,
+    recursive_read_only: bool,
+) -> Result<Configs, String> {
     let (pod, node) = (&*start.pod, &*context.node);
     let env = environment(pod, container, node, &start.ips, &start.ready.objects)?;
-    let mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env)?;
+    let found = volumes::mounts::Looked { images: start.ready.shown.clone(), recursive_read_only };
+    let mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
     let looked = make_container::Looked {
         env,
         mounts,

@@ -116,6 +116,7 @@ fn kubelet_node(fabric: &Fabric, node: &Node) -> make::Node {
         seccomp_default: false,
         cpu_quota_period: Some(Duration::from_millis(100)),
         memory_capacity: 1 << 30,
+        memory_allocatable: 1 << 30,
         cpu_capacity: 2000,
         cgroup_root: format!("{}/raw", node.cgroup),
         cgroups_per_qos: true,
