@@ -344,12 +344,16 @@ async fn unused_images_go_when_the_disk_is_full() {
     assert!(lost.collect_images_once(true).await, "the file system of images is not known");
     rig.runtime.set_image_filesystem(rig.folder.path().to_str().unwrap());
     let idle = rig.keep_up(fields(101));
-    rig.runtime.take_calls();
+    // Logs are looked at beside this.
+    let removed = || {
+        let calls = rig.runtime.take_calls();
+        calls.into_iter().filter(|call| call.starts_with("RemoveImage")).collect::<Vec<_>>()
+    };
     assert!(!idle.collect_images_once(false).await, "not full");
-    assert_eq!(rig.runtime.take_calls(), Vec::<String>::new());
+    assert_eq!(removed(), Vec::<String>::new());
     // No disk is emptied by one small image, which is told.
     assert!(lost.collect_images_once(false).await);
-    assert_eq!(rig.runtime.take_calls(), ["RemoveImage sha256:unused:1"]);
+    assert_eq!(removed(), ["RemoveImage sha256:unused:1"]);
 }
 
 /// A pod on the node's network that does this and then nothing.
