@@ -2,11 +2,11 @@
 //! of it with a runtime in memory; what is measured of cgroups and disks with a real containerd.
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod fixture;
 mod real;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -48,31 +48,10 @@ struct Rig {
     cancel: CancellationToken,
 }
 
-fn node(folder: &Path) -> Node {
-    Node {
-        name: "node1".into(),
-        ips: vec!["127.0.0.1".into()],
-        root_dir: folder.join("kubelet"),
-        pod_logs_dir: folder.join("logs/pods"),
-        container_logs_dir: folder.join("logs/containers"),
-        cluster_dns: Vec::new(),
-        cluster_domain: String::new(),
-        resolver_file: None,
-        seccomp_default: false,
-        cpu_quota_period: None,
-        memory_capacity: 1 << 30,
-        memory_allocatable: 1 << 30,
-        cpu_capacity: 1000,
-        cgroup_root: "/kubepods".into(),
-        cgroups_per_qos: false,
-        systemd_cgroups: false,
-    }
-}
-
 impl Rig {
     fn start(offer: Offer) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let node = node(folder.path());
+        let node = fixture::node(folder.path());
         let fake = Arc::new(FakeRuntime::new());
         fake.add_image(IMAGE);
         let rig = Self::on(fake.clone(), node, Cgroups::None, offer);
@@ -372,7 +351,7 @@ async fn with_a_real_runtime_disk_and_memory_are_measured() {
         container_logs_dir: machine.folder.join("logs/containers"),
         cgroup_root: format!("/{}/kubepods", machine.name),
         cgroups_per_qos: true,
-        ..node(&machine.folder)
+        ..fixture::node(&machine.folder)
     };
     let endpoint = format!("unix://{}", machine.path("c.sock"));
     let runtime = Arc::new(GrpcRuntime::new(&endpoint, "", Duration::from_secs(60)).unwrap());

@@ -2,6 +2,8 @@
 //! mounted.
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod fixture;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::{Arc, Mutex};
@@ -35,32 +37,11 @@ struct Rig {
     _cancel: DropGuard,
 }
 
-fn node(folder: &std::path::Path) -> Node {
-    Node {
-        name: "node1".into(),
-        ips: vec!["127.0.0.1".into()],
-        root_dir: folder.join("kubelet"),
-        pod_logs_dir: folder.join("logs/pods"),
-        container_logs_dir: folder.join("logs/containers"),
-        cluster_dns: Vec::new(),
-        cluster_domain: String::new(),
-        resolver_file: None,
-        seccomp_default: false,
-        cpu_quota_period: None,
-        memory_capacity: 1 << 30,
-        memory_allocatable: 1 << 30,
-        cpu_capacity: 1000,
-        cgroup_root: "/kubepods".into(),
-        cgroups_per_qos: false,
-        systemd_cgroups: false,
-    }
-}
-
 impl Rig {
     /// Starts it; `before` sees the node first.
     fn start(before: impl FnOnce(&Node)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let node = Arc::new(node(folder.path()));
+        let node = Arc::new(fixture::node(folder.path()));
         for path in [&node.pods_dir(), &node.pod_logs_dir, &node.container_logs_dir] {
             fs::create_dir_all(path).unwrap();
         }

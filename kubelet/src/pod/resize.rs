@@ -4,6 +4,7 @@
 //! will. Everything else in the kubelet sees the pod with what was granted. Pure.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use bosun_api::pod::requests;
 use bosun_api::quantity::{self, Quantity};
@@ -30,13 +31,20 @@ pub struct Allocation {
 impl Allocation {
     /// What the pod's definition asks for.
     pub fn of(pod: &Pod) -> Self {
-        let granted = spec::containers(pod).map(|(_, c)| (c.name.clone(), c.resources.clone().unwrap_or_default()));
+        let granted = spec::containers(pod).map(|(_, c)| (c.name.clone(), resources(c).clone()));
         Self { granted: granted.collect(), applied: BTreeMap::new() }
     }
 
     /// Whether there is anything in it worth keeping.
     pub fn is_trivial(&self) -> bool {
         self.granted.values().all(|resources| *resources == ResourceRequirements::default())
+    }
+
+    /// Whether the pod asks for something else than was granted to it.
+    pub fn differs(&self, pod: &Pod) -> bool {
+        let other =
+            |container: &Container| self.granted.get(&container.name).is_some_and(|g| g != resources(container));
+        spec::containers(pod).any(|(_, container)| other(container))
     }
 
     /// Gives the pod the resources that were granted, in place of those that it asks for.
@@ -51,10 +59,16 @@ impl Allocation {
     }
 }
 
-/// Whether the two definitions of a pod ask for different resources.
+/// Whether the two definitions of a pod ask for different resources. Asked with every news of a pod.
 pub fn differs(one: &Pod, other: &Pod) -> bool {
-    let all = |pod| spec::containers(pod).map(|(_, c)| c.resources.clone().unwrap_or_default()).collect::<Vec<_>>();
-    all(one) != all(other)
+    let all = |pod| spec::containers(pod).map(|(_, container)| resources(container));
+    !all(one).eq(all(other))
+}
+
+/// What the container asks for; nothing where it does not say.
+fn resources(container: &Container) -> &ResourceRequirements {
+    static NOTHING: LazyLock<ResourceRequirements> = LazyLock::new(ResourceRequirements::default);
+    container.resources.as_ref().unwrap_or(&NOTHING)
 }
 
 /// The node's answer to a resize.
@@ -104,12 +118,12 @@ pub fn judge(pod: &Pod, others: &[&Pod], offer: &Offer) -> Answer {
 /// nothing. (No record of what it was given means what was granted when it started.)
 pub fn action(container: &Container, applied: Option<&ResourceRequirements>) -> Option<Resized> {
     let applied = applied?;
-    let granted = container.resources.clone().unwrap_or_default();
+    let granted = resources(container);
     let changed = |name: &str| {
         let of = |r: &ResourceRequirements| {
             (quantity::get(r.requests.as_ref(), name), quantity::get(r.limits.as_ref(), name))
         };
-        of(applied) != of(&granted)
+        of(applied) != of(granted)
     };
     let changed: Vec<&str> = RESIZABLE.into_iter().filter(|name| changed(name)).collect();
     let policies = container.resize_policy.iter().flatten();
@@ -137,10 +151,10 @@ pub fn message(what: &str, pod: &Pod, error: &str) -> String {
     #[derive(Serialize)]
     struct Share<'a> {
         name: &'a str,
-        resources: ResourceRequirements,
+        resources: &'a ResourceRequirements,
     }
     fn share(container: &Container) -> Share<'_> {
-        Share { name: &container.name, resources: container.resources.clone().unwrap_or_default() }
+        Share { name: &container.name, resources: resources(container) }
     }
     let summary = Summary {
         init_containers: spec::init_containers(pod).iter().map(share).collect(),
@@ -191,9 +205,9 @@ mod tests {
     fn what_was_granted_stands_until_more_is() {
         let (old, mut new) = (pod("1", json!([])), pod("2", json!([])));
         let allocation = Allocation::of(&old);
-        assert!(differs(&old, &new));
+        assert!(differs(&old, &new) && allocation.differs(&new) && !allocation.differs(&old));
         allocation.impose(&mut new);
-        assert!(!differs(&old, &new));
+        assert!(!differs(&old, &new) && !allocation.differs(&new));
         let text = serde_json::to_string(&allocation).unwrap();
         assert_eq!(serde_json::from_str::<Allocation>(&text).unwrap(), allocation);
     }

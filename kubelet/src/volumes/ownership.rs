@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat};
 use nix::unistd::{Gid, fchown, fchownat};
+
+use super::removal::names;
 
 /// When the content is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,16 +90,4 @@ fn give_one(folder: &OwnedFd, name: &OsString, group: Gid) -> io::Result<Option<
         fchmodat(folder, name.as_os_str(), mode, FchmodatFlags::NoFollowSymlink)?;
     }
     Ok(None)
-}
-
-fn names(folder: &OwnedFd) -> io::Result<Vec<OsString>> {
-    let mut listed = Dir::openat(folder, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let mut names = Vec::new();
-    for entry in listed.iter() {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(OsString::from_vec(name));
-        }
-    }
-    Ok(names)
 }

@@ -95,7 +95,8 @@ fn remove_dir(parent: std::os::fd::BorrowedFd<'_>, name: &OsString) -> io::Resul
     }
 }
 
-fn names(folder: &OwnedFd) -> io::Result<Vec<OsString>> {
+/// The names of what is in a folder.
+pub(super) fn names(folder: &OwnedFd) -> io::Result<Vec<OsString>> {
     let mut listed = Dir::openat(folder, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     let mut names = Vec::new();
     for entry in listed.iter() {

@@ -426,8 +426,7 @@ impl Worker {
 
     /// Keeps what was granted and given once the pod has a folder, if there is anything to keep.
     fn keep_allocation(&mut self) {
-        let running: BTreeSet<&str> = self.runtime.running().map(|c| c.id.as_str()).collect();
-        self.allocation.applied.retain(|id, _| running.contains(id.as_str()));
+        self.allocation.applied.retain(|id, _| self.runtime.running().any(|container| container.id == *id));
         if self.allocation.is_trivial() || self.kept_allocation.as_ref() == Some(&self.allocation) {
             return;
         }
@@ -436,14 +435,14 @@ impl Worker {
         }
     }
 
-    fn tell_resized(&mut self, now: Timestamp) {
+    /// An event once a granted resize has been brought about.
+    fn tell_resized(&mut self) {
         let done = self.resizing
             && self.pod.status.as_ref().is_none_or(|status| {
                 status.conditions.iter().flatten().all(|condition| condition.type_ != "PodResizeInProgress")
             });
         if done && self.ending.is_none() {
             self.resizing = false;
-            tracing::debug!(pod = spec::title(&self.pod), %now, "resized");
             let message = resize::message("completed", &self.pod, "");
             self.context.report.pod(&self.pod, EventType::Normal, "ResizeCompleted", message);
         }
@@ -477,7 +476,7 @@ impl Worker {
             active_deadline(&self.pod, Some(self.started)).filter(|_| self.ending.is_none() && self.failed.is_none())
         );
         self.show(now);
-        self.tell_resized(now);
+        self.tell_resized();
         self.remember();
         wake.at(self.write(now));
         wake.0
@@ -936,12 +935,12 @@ const OWN_CONDITIONS: &[&str] = &[
 
 /// The pod with what was granted to it, and the pod as it is if that asks for something else.
 fn granted(allocation: &Allocation, pod: &Arc<Pod>) -> (Arc<Pod>, Option<Arc<Pod>>) {
+    if !allocation.differs(pod) {
+        return (pod.clone(), None);
+    }
     let mut own = (**pod).clone();
     allocation.impose(&mut own);
-    match resize::differs(&own, pod) {
-        true => (Arc::new(own), Some(pod.clone())),
-        false => (pod.clone(), None),
-    }
+    (Arc::new(own), Some(pod.clone()))
 }
 
 /// The earliest of some times.
