@@ -10,7 +10,6 @@ pub mod api_status;
 pub mod cgroups;
 pub mod config;
 pub mod context;
-pub mod credentials;
 pub mod cri;
 pub mod dial;
 pub mod health;
