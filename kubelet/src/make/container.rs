@@ -24,6 +24,8 @@ pub struct Looked {
     pub image_user: ImageUser,
     /// The id of the container whose processes an ephemeral one sees.
     pub target: Option<String>,
+    /// See [`crate::pod::record::PodRecord::round`].
+    pub round: u32,
 }
 
 /// The container's configuration.
@@ -48,7 +50,7 @@ pub fn config(pod: &Pod, container: &Container, node: &Node, attempt: u32, looke
         mounts: looked.mounts,
         devices: looked.devices,
         labels: labels::container_labels(pod, container),
-        annotations: labels::container_annotations(pod, container, attempt),
+        annotations: labels::container_annotations(pod, container, attempt, looked.round),
         log_path: format!("{}/{attempt}.log", container.name),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),

@@ -580,6 +580,7 @@ impl Worker {
                     pod,
                     container,
                     attempt,
+                    round: self.runtime.round(&self.pod),
                     ips: self.pod_ips(&sandbox),
                     sandbox,
                     ready,
@@ -640,6 +641,7 @@ const OWN_CONDITIONS: &[&str] = &[
     "PodScheduled",
     "PodResizePending",
     "PodResizeInProgress",
+    "AllContainersRestarting",
 ];
 
 /// The earliest of some times.

@@ -216,6 +216,8 @@ pub(super) struct StartContainer {
     pub(super) pod: Arc<Pod>,
     pub(super) container: String,
     pub(super) attempt: u32,
+    /// See [`PodRecord::round`].
+    pub(super) round: u32,
     pub(super) sandbox: String,
     /// The id of the container that an ephemeral one looks at, or why there is none.
     pub(super) target: Option<Result<String, String>>,
@@ -309,6 +311,7 @@ fn configure(
         image_ref: start.ready.image.reference.clone(),
         image_user: start.ready.image.user.clone(),
         target: start.target.clone().transpose()?,
+        round: start.round,
     };
     let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text());
     let logs = PathBuf::from(&sandbox_config.log_directory).join(&container.name);
@@ -376,6 +379,7 @@ pub(super) async fn kill(context: &Context, kill: Kill) -> TaskResult {
         Cause::PodEnds | Cause::SandboxChanged => format!("Stopping container {name}"),
         Cause::DefinitionChanged => format!("Container {name} definition changed, will be restarted"),
         Cause::Resized => format!("Container {name} resize requires restart"),
+        Cause::AllRestart => format!("Container {name} is restarted with all containers of the pod"),
         Cause::Probe(ProbeKind::Startup) => format!("Container {name} failed startup probe, will be restarted"),
         Cause::Probe(_) => format!("Container {name} failed liveness probe, will be restarted"),
     };
