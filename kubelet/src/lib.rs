@@ -12,6 +12,7 @@ pub mod config;
 pub mod context;
 pub mod cri;
 pub mod dial;
+pub mod handler;
 pub mod health;
 pub mod host;
 pub mod images;
@@ -29,6 +30,7 @@ pub mod sources;
 pub mod startup;
 pub mod upkeep;
 mod usage;
+pub mod userns;
 pub mod volumes;
 pub mod worker;
 

@@ -11,6 +11,7 @@ use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest as
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::{ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
@@ -75,6 +76,10 @@ pub trait Objects: Send + Sync + 'static {
     /// A persistent volume; none if it is not there.
     async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String> {
         standalone("persistentvolume", name)
+    }
+    /// A runtime class; none if it is not there.
+    async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, String> {
+        standalone("runtimeclass", name)
     }
     /// Services of the namespace and `kubernetes` of `default`.
     async fn services(&self, _namespace: &str) -> Result<Vec<Service>, String> {
@@ -213,6 +218,10 @@ impl Objects for ApiObjects {
     async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String> {
         let api = Api::<PersistentVolume>::all(self.client.clone());
         get("persistentvolume", api.get_opt(name)).await
+    }
+
+    async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, String> {
+        get("runtimeclass", Api::<RuntimeClass>::all(self.client.clone()).get_opt(name)).await
     }
 
     async fn services(&self, namespace: &str) -> Result<Vec<Service>, String> {

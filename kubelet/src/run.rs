@@ -47,6 +47,7 @@ use crate::report::Report;
 use crate::sources;
 use crate::startup;
 use crate::upkeep::{self, Upkeep};
+use crate::userns::{self, Ids, UserNamespaces};
 
 /// How long a container runtime that does not answer yet is waited for.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
@@ -123,8 +124,12 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         images = images.with_records(pull_records(&*runtime, &node, &config).await?);
     }
     images.register(&metrics);
+    let per_pod = config.user_namespaces.as_ref().and_then(|configured| configured.ids_per_pod);
+    let ids = userns::given().and_then(|given| Ids::new(per_pod, given, config.max_pods));
+    let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
     let context = Arc::new(Context {
         node: node.clone(),
+        user_namespaces,
         runtime: runtime.clone(),
         observer: observer.clone(),
         images,
@@ -139,7 +144,8 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     let pods = Pods::default();
     metrics::register_pods(&metrics, pods.clone());
     let host = Arc::new(Host { context: context.clone(), pods: pods.clone(), configz: configz(&config) });
-    let offer: SharedOffer = Arc::new(Mutex::new(Offer { name: name.clone(), ..Offer::default() }));
+    let offer: SharedOffer =
+        Arc::new(Mutex::new(Offer { name: name.clone(), apparmor: has_apparmor(), ..Offer::default() }));
     let (strain_to, strain) = watch::channel(upkeep::Strain::default());
     let facts = Facts { runtime: runtime.clone(), observer: observer.clone(), strain: strain.clone() };
 
@@ -187,6 +193,11 @@ async fn pull_records(runtime: &dyn Runtime, node: &Node, config: &KubeletConfig
         (image.id.as_str(), image.repo_tags.iter().chain(&image.repo_digests).map(String::as_str).collect())
     }));
     Ok(Arc::new(records))
+}
+
+/// Whether the kernel has AppArmor, and it is switched on.
+fn has_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
 }
 
 fn credential_providers(options: &Options) -> Result<Providers> {
@@ -342,6 +353,8 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
                 allocatable,
                 max_pods: max_pods as usize,
                 strain: offer.strain.clone(),
+                apparmor: offer.apparmor,
+                strict_groups: status.and_then(|s| s.features.as_ref()?.supplemental_groups_policy).unwrap_or_default(),
             };
         }
         tokio::select! {

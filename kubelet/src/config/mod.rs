@@ -803,7 +803,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "memoryReservationPolicy",
     "tracing",
     "failCgroupV1",
-    "userNamespaces",
 ];
 
 /// The drop-ins below a folder, in order.
