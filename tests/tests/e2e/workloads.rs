@@ -302,7 +302,13 @@ fn debug_with_an_ephemeral_container(case: &Case) -> Result<()> {
 /// Users, groups, capabilities, seccomp and the rest, as the process itself sees them.
 fn security_contexts_are_what_processes_have(case: &Case) -> Result<()> {
     let spec = format!(
-        "securityContext: {{runAsUser: 1000, runAsGroup: 2000, fsGroup: 3000, supplementalGroups: [4000],          seccompProfile: {{type: RuntimeDefault}}, sysctls: [{{name: net.ipv4.ip_unprivileged_port_start, value: '80'}}]}}\n         volumes:\n- name: data\n  emptyDir: {{}}\n         containers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sleep, '100000']\n           securityContext: {{readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}\n           volumeMounts: [{{name: data, mountPath: /data}}]\n"
+        "securityContext: {{runAsUser: 1000, runAsGroup: 2000, fsGroup: 3000, supplementalGroups: [4000], \
+         seccompProfile: {{type: RuntimeDefault}}, \
+         sysctls: [{{name: net.ipv4.ip_unprivileged_port_start, value: '80'}}]}}\n\
+         volumes:\n- name: data\n  emptyDir: {{}}\n\
+         containers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sleep, '100000']\n  \
+         securityContext: {{readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}\n  \
+         volumeMounts: [{{name: data, mountPath: /data}}]\n"
     );
     case.kubectl.apply(&case.pod("confined", &spec))?;
     case.ready("confined")?;
