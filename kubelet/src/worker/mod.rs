@@ -178,6 +178,8 @@ struct Worker {
     resizing: bool,
     /// What containers that are being started are given.
     starting: BTreeMap<String, ResourceRequirements>,
+    /// Containers of which others told while they were being started, should the task that does it not tell.
+    made: BTreeMap<String, ContainerRecord>,
     restarts: BTreeMap<String, RestartDelay>,
     told_backoff: BTreeMap<String, Timestamp>,
     probes: Probes,
@@ -254,6 +256,7 @@ impl Worker {
             resize_failure: None,
             resizing: false,
             starting: BTreeMap::new(),
+            made: BTreeMap::new(),
             restarts: BTreeMap::new(),
             told_backoff: BTreeMap::new(),
             probes: Probes::remembering(remembered.clone()),
@@ -325,7 +328,9 @@ impl Worker {
                 }
             }
             // Of a container that is being started, the task that does it tells.
-            Message::Container(record) if record.state == State::Created && self.is_starting(&record.name) => {}
+            Message::Container(record) if record.state == State::Created && self.is_starting(&record.name) => {
+                self.made.insert(record.name.clone(), *record);
+            }
             Message::Container(record) => drop(self.merge(*record)),
             Message::Sandbox(record) => drop(self.runtime.merge_sandbox(record)),
             Message::Listed(since, ids) => drop(self.runtime.retain(since, |id| ids.contains(id))),
@@ -767,7 +772,10 @@ impl Worker {
             }
             TaskResult::Started(records, failure) => {
                 let Task::Start(container) = task else { return };
-                for record in records {
+                // Made, though the runtime's answer was lost: the next one needs another name.
+                let unsure = failure.as_ref().is_some_and(|failure| failure.reason == "CreateContainerError");
+                let made = self.made.remove(&container).filter(|_| unsure);
+                for record in records.into_iter().chain(made) {
                     self.merge(record);
                 }
                 if let Some(failure) = failure {
