@@ -83,6 +83,7 @@ pub struct NodeAgent {
     runtime_version: Option<String>,
     /// What the runtime said last, and when.
     runtime_seen: Option<(Instant, RuntimeStatus)>,
+    runtime_silent: bool,
     reported: Option<Instant>,
 }
 
@@ -113,6 +114,7 @@ impl NodeAgent {
             images: None,
             runtime_version: None,
             runtime_seen: None,
+            runtime_silent: false,
             reported: None,
         })
     }
@@ -159,6 +161,8 @@ impl NodeAgent {
 
     fn period(&self, ready: bool, start: Instant) -> Duration {
         match ready {
+            // A runtime that is silent is asked again soon: whether that lasts decides about the node.
+            true if self.runtime_silent => WAITING_PERIOD.min(self.config.update_frequency),
             true => self.config.update_frequency,
             false if start.elapsed() < EAGER => EAGER_PERIOD,
             false => WAITING_PERIOD.min(self.config.update_frequency),
@@ -288,7 +292,7 @@ impl NodeAgent {
         let ips = ips.inspect_err(|error| tracing::warn!(%error, "node address")).unwrap_or_default();
         let answered = answer(self.facts.status()).await;
         if let Err(error) = &answered {
-            tracing::debug!(error, "container runtime status");
+            tracing::warn!(error, "container runtime status");
         }
         // A runtime that went away may come back as another version, with other images.
         let version = if answered.is_ok() { answer(self.facts.version()).await.ok() } else { None };
@@ -310,6 +314,7 @@ impl NodeAgent {
 
     /// What the runtime said last, where it said nothing just now and that was not long ago.
     fn bridged(&mut self, answered: Result<RuntimeStatus, String>) -> Result<RuntimeStatus, String> {
+        self.runtime_silent = answered.is_err();
         match (answered, &self.runtime_seen) {
             (Ok(status), _) => {
                 self.runtime_seen = Some((Instant::now(), status.clone()));

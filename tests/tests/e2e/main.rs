@@ -31,8 +31,11 @@ type Check = fn(&Case) -> Result<()>;
 /// A module's cases, by name.
 type Cases = &'static [(&'static str, Check)];
 
-/// Cases that disturb the cluster: they run afterwards, one by one.
-const ALONE: &[(&str, Cases)] = &[("cri", cri::CASES), ("faults", faults::CASES)];
+/// Cases that disturb a node: they run afterwards, at most one on each node.
+const ON_A_NODE: &[(&str, Cases)] = &[("cri", cri::CASES)];
+
+/// Cases that disturb the cluster: they run at last, one by one.
+const ALONE: &[(&str, Cases)] = &[("faults", faults::CASES)];
 
 /// Cases that stand beside each other.
 const BESIDE: &[(&str, Cases)] = &[
@@ -48,8 +51,7 @@ fn main() -> ExitCode {
     // Cases wait more than they compute.
     arguments.test_threads.get_or_insert(4);
     if arguments.list || !wanted(&arguments) {
-        let every = all(BESIDE, None).into_iter().chain(all(ALONE, None)).collect();
-        return libtest_mimic::run(&arguments, every).exit_code();
+        return libtest_mimic::run(&arguments, every(None)).exit_code();
     }
     match run(&arguments) {
         Ok(true) => ExitCode::SUCCESS,
@@ -76,9 +78,11 @@ fn run(arguments: &Arguments) -> Result<bool> {
         eprintln!("the cluster is there after {:.1} s", started.elapsed().as_secs_f64());
         let cluster = Arc::new(cluster.clone());
         let first = libtest_mimic::run(arguments, all(BESIDE, Some(&cluster)));
+        let one_each = Arguments { test_threads: Some(2), ..arguments.clone() };
+        let second = libtest_mimic::run(&one_each, all(ON_A_NODE, Some(&cluster)));
         let alone = Arguments { test_threads: Some(1), ..arguments.clone() };
-        let second = libtest_mimic::run(&alone, all(ALONE, Some(&cluster)));
-        passed(&first) && passed(&second)
+        let third = libtest_mimic::run(&alone, all(ALONE, Some(&cluster)));
+        [first, second, third].iter().all(passed)
     });
     if std::env::var_os("BOSUN_KEEP").is_some() {
         eprintln!("kept as wished: KUBECONFIG={}", cluster.kubeconfig().display());
@@ -92,12 +96,15 @@ fn run(arguments: &Arguments) -> Result<bool> {
 /// Whether any case is asked for: a cluster for nothing takes seconds.
 fn wanted(arguments: &Arguments) -> bool {
     let Some(filter) = &arguments.filter else { return true };
-    let mut every = all(BESIDE, None).into_iter().chain(all(ALONE, None));
-    every.any(|trial| trial.name().contains(filter.as_str()))
+    every(None).into_iter().any(|trial| trial.name().contains(filter.as_str()))
 }
 
 fn passed(conclusion: &Conclusion) -> bool {
     !conclusion.has_failed()
+}
+
+fn every(cluster: Option<&Arc<Cluster>>) -> Vec<Trial> {
+    [BESIDE, ON_A_NODE, ALONE].into_iter().flat_map(|modules| all(modules, cluster)).collect()
 }
 
 fn all(modules: &[(&str, Cases)], cluster: Option<&Arc<Cluster>>) -> Vec<Trial> {
