@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use bosun_kit::backoff::Backoff;
 use bosun_kit::events::Recorder;
 use bosun_kit::gates::FeatureGates;
 use bosun_kit::informer::Informer;
@@ -32,7 +33,7 @@ use crate::admission::Offer;
 use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
 use crate::context::Context;
-use crate::cri::{GrpcRuntime, MeteredRuntime, Runtime};
+use crate::cri::{CriErrorKind, GrpcRuntime, MeteredRuntime, Runtime};
 use crate::host::{Facts, Host};
 use crate::images::Images;
 use crate::images::providers::Providers;
@@ -49,7 +50,7 @@ use crate::startup;
 use crate::upkeep::{self, Upkeep};
 use crate::userns::{self, Ids, UserNamespaces};
 
-/// How long a container runtime that does not answer yet is waited for.
+/// How long a container runtime that does not answer yet is waited for, from one answer to the next.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
 
 impl Options {
@@ -82,9 +83,9 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     metrics::register_certificates(&metrics, &options.cert_dir);
     let runtime = connect(&config, &cancel).await?;
     let runtime: Arc<dyn Runtime> = Arc::new(MeteredRuntime::new(runtime, &metrics));
-    let version = runtime.version().await?;
+    let version = patiently("Version", &cancel, || runtime.version()).await?;
     tracing::info!(name = version.runtime_name, version = version.runtime_version, "container runtime");
-    let driver = cgroup_driver(&*runtime, &config).await;
+    let driver = cgroup_driver(&*runtime, &config, &cancel).await?;
     let node = Arc::new(node(&options, &config, &name, &ips, &driver));
     bosun_kit::files::create_dir(&node.root_dir, 0o750)?;
     bosun_kit::files::create_dir(&node.pods_dir(), 0o750)?;
@@ -97,7 +98,7 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     let observer = Observer::new(runtime.clone(), node.clone(), news_to);
     observer.relists().register(&metrics);
     // What runs is known before any source speaks, so that it is adopted.
-    observer.list().await.context("list what the container runtime holds")?;
+    patiently("listing what it holds", &cancel, || observer.list()).await?;
 
     let client = join(&options, &config, &name, &cancel).await?;
     let client = client.map(|client| counted(client, &options, &metrics));
@@ -266,13 +267,48 @@ async fn connect(config: &KubeletConfiguration, cancel: &CancellationToken) -> R
     }
 }
 
+/// Asks the runtime anew while it gives no answer: one lost answer at the start must not end the kubelet.
+async fn patiently<T, F: Future<Output = crate::cri::Result<T>>>(
+    what: &str,
+    cancel: &CancellationToken,
+    ask: impl Fn() -> F,
+) -> Result<T> {
+    let began = tokio::time::Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if error.kind == CriErrorKind::Unimplemented => return Err(error.into()),
+            Err(error) => error,
+        };
+        if began.elapsed() > RUNTIME_PATIENCE {
+            bail!("the container runtime does not answer ({what}): {error}; look at containerd's log");
+        }
+        tracing::warn!(what, %error, "asking the container runtime again");
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_delay()) => {}
+            () = cancel.cancelled() => bail!("stopped while waiting for the container runtime"),
+        }
+    }
+}
+
 /// The cgroup driver: the runtime's, if it tells (containerd 2), else the configured one.
-async fn cgroup_driver(runtime: &dyn Runtime, config: &KubeletConfiguration) -> String {
-    match runtime.runtime_config().await.ok().and_then(|answer| answer.linux).map(|linux| linux.cgroup_driver()) {
+async fn cgroup_driver(
+    runtime: &dyn Runtime,
+    config: &KubeletConfiguration,
+    cancel: &CancellationToken,
+) -> Result<String> {
+    let answered = patiently("RuntimeConfig", cancel, || async {
+        match runtime.runtime_config().await {
+            Err(error) if error.kind == CriErrorKind::Unimplemented => Ok(None),
+            answered => answered.map(Some),
+        }
+    });
+    Ok(match answered.await?.and_then(|answer| answer.linux).map(|linux| linux.cgroup_driver()) {
         Some(cri::CgroupDriver::Systemd) => "systemd".to_owned(),
         Some(cri::CgroupDriver::Cgroupfs) => "cgroupfs".to_owned(),
         None => config.cgroup_driver.clone(),
-    }
+    })
 }
 
 /// Obtains the node's identity; none in standalone mode.

@@ -10,6 +10,7 @@
 pub mod cluster;
 pub mod containerd;
 pub mod fabric;
+pub mod holdings;
 pub mod images;
 pub mod kubectl;
 pub mod layout;
@@ -21,6 +22,7 @@ pub mod tools;
 pub use cluster::Cluster;
 pub use containerd::Containerd;
 pub use fabric::{Fabric, Node};
+pub use holdings::Holdings;
 pub use kubectl::Kubectl;
 pub use layout::Layout;
 pub use tools::Tools;

@@ -177,6 +177,8 @@ struct Worker {
     resizing: bool,
     /// What containers that are being started are given.
     starting: BTreeMap<String, ResourceRequirements>,
+    /// Containers of which others told while they were being started, should the task that does it not tell.
+    made: BTreeMap<String, ContainerRecord>,
     restarts: BTreeMap<String, RestartDelay>,
     told_backoff: BTreeMap<String, Timestamp>,
     probes: Probes,
@@ -253,6 +255,7 @@ impl Worker {
             resize_failure: None,
             resizing: false,
             starting: BTreeMap::new(),
+            made: BTreeMap::new(),
             restarts: BTreeMap::new(),
             told_backoff: BTreeMap::new(),
             probes: Probes::remembering(remembered.clone()),
@@ -324,7 +327,9 @@ impl Worker {
                 }
             }
             // Of a container that is being started, the task that does it tells.
-            Message::Container(record) if record.state == State::Created && self.is_starting(&record.name) => {}
+            Message::Container(record) if record.state == State::Created && self.is_starting(&record.name) => {
+                self.made.insert(record.name.clone(), *record);
+            }
             Message::Container(record) => drop(self.merge(*record)),
             Message::Sandbox(record) => drop(self.runtime.merge_sandbox(record)),
             Message::Listed(since, ids) => drop(self.runtime.retain(since, |id| ids.contains(id))),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bosun_kit::backoff::Backoff;
 use bosun_kit::events::EventType;
 use bosun_kubelet_cgroup::Hierarchy;
 use bosun_proto::cri;
@@ -35,6 +36,10 @@ use crate::volumes::{self, Made};
 /// How long after a failure that only a change elsewhere mends.
 const CONFIG_RETRY: SignedDuration = SignedDuration::from_secs(5);
 const CREATE_RETRY: SignedDuration = SignedDuration::from_secs(10);
+/// How often the runtime is asked what became of a container.
+const LOOKS: usize = 6;
+/// How often what a pod leaves in the runtime is tried to be removed before that is left to the next listing.
+const REMOVALS: usize = 3;
 /// A container gets at least this long after its preStop hook, as in stock.
 const LEAST_GRACE: i64 = 2;
 
@@ -133,12 +138,17 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
     if let Err(error) = fs::create_dir_all(&config.log_directory) {
         return failed(format!("make log folder {}: {error}", config.log_directory));
     }
-    match context.runtime.run_sandbox(config, handler).await {
-        Ok(id) => match context.observer.sandbox(&id).await {
-            Ok(record) => TaskResult::Sandbox(Ok(record)),
-            Err(error) => failed(error.message),
-        },
-        Err(error) => failed(error.message),
+    let made = match context.runtime.run_sandbox(config, handler).await {
+        Ok(id) => context.observer.sandbox(&id).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok(record) => TaskResult::Sandbox(Ok(record)),
+        Err(error) => {
+            // It may be there nevertheless, and only the answer was lost.
+            context.observer.doubt([]);
+            failed(error.message)
+        }
     }
 }
 
@@ -268,19 +278,21 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
             if let Ok(sandbox) = context.observer.sandbox(&start.sandbox).await {
                 let _ = start.messages.send(Message::Sandbox(sandbox));
             }
+            // The container may be there nevertheless, and only the answer was lost.
+            context.observer.doubt([]);
             return failed("CreateContainerError", error.message, CREATE_RETRY);
         }
     };
     event(EventType::Normal, "Created", "Container created".into());
     if let Err(error) = context.runtime.start_container(&id).await {
         event(EventType::Warning, "Failed", format!("Error: {}", error.message));
-        let record = context.observer.container(&id, &start.sandbox).await.ok();
+        let record = look_at(context, &id, &start.sandbox).await;
         let ended = record.as_ref().is_some_and(|r| r.state == State::Exited);
         let retry = Timestamp::now() + if ended { SignedDuration::ZERO } else { CREATE_RETRY };
         let failure = Failure { reason: "RunContainerError".into(), message: error.message, retry };
         return TaskResult::Started(record.into_iter().collect(), Some(failure));
     }
-    let record = context.observer.container(&id, &start.sandbox).await.ok();
+    let record = look_at(context, &id, &start.sandbox).await;
     event(EventType::Normal, "Started", "Container started".into());
     link_log(context, &pod, &start.container, &id, &log);
     let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
@@ -304,6 +316,22 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
     }
     let record = context.observer.container(&id, &start.sandbox).await.ok();
     TaskResult::Started(record.into_iter().collect(), None)
+}
+
+/// What a container is after something was done with it. Asked again while the runtime does not tell, for a moment: a
+/// container of which nothing is known would be made once more.
+async fn look_at(context: &Context, id: &str, sandbox: &str) -> Option<ContainerRecord> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    for _ in 0..LOOKS {
+        match context.observer.container(id, sandbox).await {
+            Ok(record) => return Some(record),
+            Err(error) if error.is_not_found() => return None,
+            Err(error) => tracing::debug!(container = id, %error, "asking again"),
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    context.observer.doubt([id]);
+    None
 }
 
 type Configs = (cri::ContainerConfig, cri::PodSandboxConfig);
@@ -421,10 +449,7 @@ pub(super) async fn kill(context: &Context, kill: Kill) -> TaskResult {
         // Tried again by the plan, since the container still runs; not at once.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    match context.observer.container(&kill.id, &kill.sandbox).await {
-        Ok(record) => TaskResult::Killed(Some(record)),
-        Err(_) => TaskResult::Killed(None),
-    }
+    TaskResult::Killed(look_at(context, &kill.id, &kill.sandbox).await)
 }
 
 pub(super) async fn probe(context: &Context, pod: &Pod, due: &Due, host: &str) -> Outcome {
@@ -435,28 +460,44 @@ pub(super) async fn probe(context: &Context, pod: &Pod, due: &Due, host: &str) -
     probes::run(&*context.runtime, probe, container, &due.container_id, host).await
 }
 
-/// Removes what a pod leaves in the runtime and its logs, once nobody asks for them any more. What fails is found again
-/// by the next clean-up of left-overs.
+/// Removes what a pod leaves in the runtime and its logs, once nobody asks for them any more. What fails again and again
+/// is found by the next listing, which then shows something that nobody owns.
 pub(super) async fn forget(context: &Context, pod: &Pod, runtime: &PodRecord) {
-    let mut removed = true;
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
+    let mut left = Vec::new();
+    for last in (0..REMOVALS).rev() {
+        left = remove(context, runtime).await;
+        if left.is_empty() || last == 0 {
+            break;
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    for container in &runtime.containers {
+        let _ = fs::remove_file(link_path(context, pod, &container.name, &container.id));
+    }
+    if left.is_empty() {
+        let _ = fs::remove_dir_all(context.node.log_dir(pod));
+    }
+    context.observer.doubt(left);
+}
+
+/// Removes sandboxes with what is in them, and containers without one; returns the ids of what would not go.
+async fn remove<'a>(context: &Context, runtime: &'a PodRecord) -> Vec<&'a str> {
+    let mut left = Vec::new();
     for sandbox in &runtime.sandboxes {
         if let Err(error) = context.runtime.remove_sandbox(&sandbox.id).await {
             tracing::warn!(%error, "a sandbox was not removed");
-            removed = false;
+            left.push(sandbox.id.as_str());
         }
     }
     let known: Vec<&str> = runtime.sandboxes.iter().map(|s| s.id.as_str()).collect();
     for container in runtime.containers.iter().filter(|c| !known.contains(&c.sandbox.as_str())) {
         if let Err(error) = context.runtime.remove_container(&container.id).await {
             tracing::warn!(%error, "a container was not removed");
+            left.push(container.id.as_str());
         }
     }
-    for container in &runtime.containers {
-        let _ = fs::remove_file(link_path(context, pod, &container.name, &container.id));
-    }
-    if removed {
-        let _ = fs::remove_dir_all(context.node.log_dir(pod));
-    }
+    left
 }
 
 fn kept_path(node: &Node, pod: &Pod) -> PathBuf {
