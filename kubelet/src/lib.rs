@@ -16,6 +16,7 @@ pub mod dial;
 pub mod health;
 pub mod host;
 pub mod images;
+mod limiting;
 pub mod make;
 pub mod manager;
 pub mod metrics;

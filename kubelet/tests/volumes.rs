@@ -58,7 +58,7 @@ impl Rig {
             images: Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1),
             objects: Arc::new(NoObjects),
             report,
-            cgroups: Cgroups::None,
+            cgroups: Cgroups::absent(),
             client: None,
             runtime_name: "fake".into(),
             max_restart_delay: Duration::from_secs(300),

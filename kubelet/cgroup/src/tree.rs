@@ -114,6 +114,26 @@ impl Tree {
         self.apply(&plan::update(&self.layout, self.driver, name, limits)).await
     }
 
+    /// Kills what is in a cgroup and below. Does not wait for its end.
+    pub fn kill(&self, name: &Name) {
+        if !name.is_root() {
+            self.layout.folders(&name.path(self.driver)).iter().for_each(|folder| kill(folder));
+        }
+    }
+
+    /// Has this process live in a cgroup, which is made where it is not there; written as folders whatever the driver, as
+    /// stock does with `kubeletCgroups`.
+    ///
+    /// # Errors
+    /// It cannot be made or entered in some hierarchy.
+    pub fn enter(&self, path: &str) -> Result<(), Error> {
+        for folder in self.layout.folders(path) {
+            fs::create_dir_all(&folder).map_err(failed("make cgroup", &folder))?;
+            write(&folder.join("cgroup.procs"), "0", false)?;
+        }
+        Ok(())
+    }
+
     /// Kills what is in a cgroup and removes it with all below.
     ///
     /// # Errors

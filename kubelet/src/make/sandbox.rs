@@ -27,7 +27,8 @@ pub fn config(pod: &Pod, node: &Node, attempt: u32, resolver_file: &str) -> cri:
             cgroup_parent: resources::cgroup_parent(pod, node),
             security_context: Some(security::sandbox(pod, node)),
             sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
-            ..Default::default()
+            overhead: Some(resources::overhead(pod, node)),
+            resources: Some(resources::sandbox_resources(pod, node)),
         }),
         windows: None,
     }

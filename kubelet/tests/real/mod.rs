@@ -72,7 +72,7 @@ conf_dir = "{at}/cni"
             "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
             "containerRuntimeEndpoint": format!("unix://{at}/c.sock"),
             "staticPodPath": format!("{at}/manifests"), "podLogsDir": format!("{at}/logs/pods"),
-            "cgroupRoot": format!("/{}", self.name),
+            "cgroupRoot": format!("/{}", self.name), "failCgroupV1": false,
             "readOnlyPort": 10255,
             "containerLogMaxSize": "2Ki", "containerLogMaxFiles": 3, "containerLogMonitorInterval": "3s",
             "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
