@@ -16,6 +16,7 @@ pub mod handler;
 pub mod health;
 pub mod host;
 pub mod images;
+mod limiting;
 pub mod make;
 pub mod manager;
 pub mod metrics;

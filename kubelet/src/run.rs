@@ -13,13 +13,13 @@ use bosun_kit::informer::Informer;
 use bosun_kit::metrics::Metrics;
 use bosun_kit::rate::Limit;
 use bosun_kit::tls::ReloadingClientCa;
+use bosun_kubelet_cgroup::{Driver, Layout};
 use bosun_kubelet_node::identity::{IdentityConfig, establish};
 use bosun_kubelet_node::machine::MachineReader;
 use bosun_kubelet_node::serving::{self, RequestedCert};
 use bosun_kubelet_node::{NodeAgent, NodeConfig, NodeHandle, address};
 use bosun_kubelet_server::auth::{ApiReviewer, Auth, AuthConfig, AuthorizationMode, Reviewer};
 use bosun_kubelet_server::{KubeletServer, ServerConfig, serve_health};
-use bosun_proto::cri;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -38,6 +38,7 @@ use crate::host::{Facts, Host};
 use crate::images::Images;
 use crate::images::providers::Providers;
 use crate::images::pulled::{Records, Verification};
+use crate::limiting;
 use crate::make::Node;
 use crate::manager::{Inputs, Manager, Pods, SharedOffer};
 use crate::metrics;
@@ -68,11 +69,15 @@ impl Options {
 ///
 /// # Errors
 /// As [`Options::run`].
-pub async fn run(options: Options, config: KubeletConfiguration, cancel: CancellationToken) -> Result<()> {
+pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: CancellationToken) -> Result<()> {
     for field in config.without_effect() {
         tracing::warn!(field, "this configuration field has no effect in this kubelet yet");
     }
     bosun_kit::tls::install_crypto();
+    let layout = Layout::detect();
+    limiting::check_machine(&config, &layout)?;
+    limiting::reserve_cores(&mut config)?;
+    let reservations = limiting::reservations(&config)?;
     let upkeep = upkeep::Settings::new(&config, MachineReader::default().machine().memory as i64)?;
     adjust_oom_score(config.oom_score_adj);
     let name = node_name(&options)?;
@@ -85,14 +90,20 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     let runtime: Arc<dyn Runtime> = Arc::new(MeteredRuntime::new(runtime, &metrics));
     let version = patiently("Version", &cancel, || runtime.version()).await?;
     tracing::info!(name = version.runtime_name, version = version.runtime_version, "container runtime");
-    let driver = cgroup_driver(&*runtime, &config, &cancel).await?;
-    let node = Arc::new(node(&options, &config, &name, &ips, &driver));
+    let ask = gates.enabled("KubeletCgroupDriverFromCRI");
+    let driver = patiently("RuntimeConfig", &cancel, || limiting::driver(&*runtime, &config, ask)).await?;
+    let node = Arc::new(Node {
+        systemd_cgroups: driver == Driver::Systemd,
+        limits: limiting::settings(&config, &layout),
+        ..node(&options, &config, &name, &ips)
+    });
     bosun_kit::files::create_dir(&node.root_dir, 0o750)?;
     bosun_kit::files::create_dir(&node.pods_dir(), 0o750)?;
     bosun_kit::files::create_dir(&node.pod_logs_dir, 0o755)?;
     bosun_kit::files::create_dir(&node.container_logs_dir, 0o755)?;
-    let cgroups = Cgroups::detect(&driver);
-    cgroups.set_up_node(&node).context("make the cgroups of the pods (cgroupRoot)")?;
+    let cgroups = Cgroups::detect(driver);
+    limiting::enter(&config, &cgroups)?;
+    cgroups.set_up_node(&node).await.context("make the cgroups of the pods (cgroupRoot)")?;
 
     let (news_to, news) = mpsc::unbounded_channel();
     let observer = Observer::new(runtime.clone(), node.clone(), news_to);
@@ -112,6 +123,9 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         }
         None => Recorder::to_log(),
     };
+    let mut parts = tokio::task::JoinSet::new();
+    let enforced = limiting::Enforced::new(&node, &config, reservations, &upkeep.eviction_hard)?;
+    enforced.start(cgroups.tree(), &recorder, &mut parts, &cancel).await?;
     let report = Report::new(recorder.clone());
     let api_objects = client.clone().map(|client| ApiObjects::new(client, changes_to));
     let objects: Arc<dyn Objects> = match &api_objects {
@@ -150,7 +164,6 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     let (strain_to, strain) = watch::channel(upkeep::Strain::default());
     let facts = Facts { runtime: runtime.clone(), observer: observer.clone(), strain: strain.clone() };
 
-    let mut parts = tokio::task::JoinSet::new();
     if let Some(client) = &client {
         let mut of_node = node_config(&options, &config, &name, &ips)?;
         of_node.eviction_hard.clone_from(&upkeep.eviction_hard);
@@ -219,7 +232,7 @@ fn node_name(options: &Options) -> Result<String> {
     Ok(name)
 }
 
-fn node(options: &Options, config: &KubeletConfiguration, name: &str, ips: &[IpAddr], driver: &str) -> Node {
+fn node(options: &Options, config: &KubeletConfiguration, name: &str, ips: &[IpAddr]) -> Node {
     let machine = MachineReader::default().machine();
     let logs = PathBuf::from(&config.pod_logs_dir);
     let links = logs.parent().unwrap_or(Path::new("/var/log")).join("containers");
@@ -239,7 +252,8 @@ fn node(options: &Options, config: &KubeletConfiguration, name: &str, ips: &[IpA
         cpu_capacity: i64::from(machine.cpus) * 1000,
         cgroup_root: format!("{}/kubepods", config.cgroup_root.trim_end_matches('/')),
         cgroups_per_qos: config.cgroups_per_qos,
-        systemd_cgroups: driver == "systemd",
+        systemd_cgroups: false,
+        limits: Default::default(),
     }
 }
 
@@ -290,25 +304,6 @@ async fn patiently<T, F: Future<Output = crate::cri::Result<T>>>(
             () = cancel.cancelled() => bail!("stopped while waiting for the container runtime"),
         }
     }
-}
-
-/// The cgroup driver: the runtime's, if it tells (containerd 2), else the configured one.
-async fn cgroup_driver(
-    runtime: &dyn Runtime,
-    config: &KubeletConfiguration,
-    cancel: &CancellationToken,
-) -> Result<String> {
-    let answered = patiently("RuntimeConfig", cancel, || async {
-        match runtime.runtime_config().await {
-            Err(error) if error.kind == CriErrorKind::Unimplemented => Ok(None),
-            answered => answered.map(Some),
-        }
-    });
-    Ok(match answered.await?.and_then(|answer| answer.linux).map(|linux| linux.cgroup_driver()) {
-        Some(cri::CgroupDriver::Systemd) => "systemd".to_owned(),
-        Some(cri::CgroupDriver::Cgroupfs) => "cgroupfs".to_owned(),
-        None => config.cgroup_driver.clone(),
-    })
 }
 
 /// Obtains the node's identity; none in standalone mode.

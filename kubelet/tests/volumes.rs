@@ -59,7 +59,7 @@ impl Rig {
             objects: Arc::new(NoObjects),
             report,
             user_namespaces: fixture::user_namespaces(&node),
-            cgroups: Cgroups::None,
+            cgroups: Cgroups::absent(),
             client: None,
             runtime_name: "fake".into(),
             max_restart_delay: Duration::from_secs(300),

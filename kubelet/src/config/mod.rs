@@ -438,7 +438,7 @@ impl Default for KubeletConfiguration {
             local_storage_capacity_isolation: true,
             container_runtime_endpoint: "unix:///run/containerd/containerd.sock".to_owned(),
             image_service_endpoint: Default::default(),
-            fail_cgroup_v1: Default::default(),
+            fail_cgroup_v1: true,
             user_namespaces: Default::default(),
         }
     }
@@ -763,10 +763,8 @@ const WITHOUT_EFFECT: &[&str] = &[
     "staticPodURL",
     "staticPodURLHeader",
     "enableContentionProfiling",
-    "kubeletCgroups",
     "systemCgroups",
     "cpuManagerPolicy",
-    "singleProcessOOMKill",
     "cpuManagerPolicyOptions",
     "cpuManagerReconcilePeriod",
     "memoryManagerPolicy",
@@ -787,14 +785,8 @@ const WITHOUT_EFFECT: &[&str] = &[
     "makeIPTablesUtilChains",
     "iptablesMasqueradeBit",
     "iptablesDropBit",
-    "failSwapOn",
-    "memorySwap",
     "configMapAndSecretChangeDetectionStrategy",
-    "reservedSystemCPUs",
     "showHiddenMetricsForVersion",
-    "systemReservedCgroup",
-    "kubeReservedCgroup",
-    "enforceNodeAllocatable",
     "allowedUnsafeSysctls",
     "volumePluginDir",
     "kernelMemcgNotification",
@@ -802,7 +794,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "memoryThrottlingFactor",
     "memoryReservationPolicy",
     "tracing",
-    "failCgroupV1",
 ];
 
 /// The drop-ins below a folder, in order.

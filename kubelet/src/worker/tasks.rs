@@ -111,10 +111,7 @@ pub(super) async fn mount(context: &Context, pod: &Pod) -> TaskResult {
 }
 
 pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
-    let path = resources::cgroup_parent(pod, &context.node);
-    if context.node.cgroups_per_qos
-        && let Err(error) = context.cgroups.tear_down_pod(&path).await
-    {
+    if let Err(error) = context.cgroups.tear_down_pod(pod, &context.node).await {
         tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
     }
     let removed = volumes::tear_down(&context.node, spec::uid(pod)).await;
@@ -127,7 +124,7 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
         context.report.pod(pod, EventType::Warning, "FailedCreatePodSandBox", event);
         TaskResult::Sandbox(Err(message))
     };
-    if let Err(error) = context.cgroups.set_up_pod(pod, &context.node) {
+    if let Err(error) = context.cgroups.set_up_pod(pod, &context.node).await {
         return failed(error.to_string());
     }
     let (handler, user_namespace) = match isolation(context, pod).await {
@@ -395,15 +392,19 @@ async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> 
     let resources = resources::container_resources(pod, container, &context.node);
     let limit = resources.memory_limit_in_bytes;
     // Some kernels kill at once where others refuse.
-    let cgroup = format!("{}/{id}", resources::cgroup_parent(pod, &context.node));
-    let usage = Hierarchy::new("/sys/fs/cgroup").memory(&cgroup).and_then(|usage| i64::try_from(usage).ok());
+    let cgroups = Hierarchy::new("/sys/fs/cgroup");
+    let cgroup = cgroups.container(&resources::cgroup_parent(pod, &context.node), id);
+    let usage = cgroup.and_then(|cgroup| cgroups.memory(&cgroup)).and_then(|usage| i64::try_from(usage).ok());
     if let Some(usage) = usage.filter(|usage| limit > 0 && *usage > limit) {
         return Err(format!("attempting to set container memory limit ({limit}) below current usage ({usage})"));
     }
     // The pod's own limits are raised before those within them and lowered after: one of the two attempts fits.
-    let before = context.cgroups.set_up_pod(pod, &context.node);
+    let before = context.cgroups.set_up_pod(pod, &context.node).await;
     context.runtime.update_resources(id, resources).await.map_err(|error| error.to_string())?;
-    before.or_else(|_| context.cgroups.set_up_pod(pod, &context.node)).map_err(|error| error.to_string())
+    if before.is_ok() {
+        return Ok(());
+    }
+    context.cgroups.set_up_pod(pod, &context.node).await.map_err(|error| error.to_string())
 }
 
 /// A container to stop.
