@@ -759,9 +759,6 @@ fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
 
 /// Fields that parse but change nothing yet.
 const WITHOUT_EFFECT: &[&str] = &[
-    "httpCheckFrequency",
-    "staticPodURL",
-    "staticPodURLHeader",
     "registryPullQPS",
     "registryBurst",
     "imagePullCredentialsVerificationPolicy",
@@ -789,7 +786,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "kubeAPIBurst",
     "podsPerCore",
     "enableControllerAttachDetach",
-    "protectKernelDefaults",
     "makeIPTablesUtilChains",
     "iptablesMasqueradeBit",
     "iptablesDropBit",
@@ -807,7 +803,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "reservedMemory",
     "memoryThrottlingFactor",
     "memoryReservationPolicy",
-    "tracing",
     "failCgroupV1",
     "userNamespaces",
 ];
