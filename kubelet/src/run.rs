@@ -18,6 +18,7 @@ use bosun_kubelet_node::serving::{self, RequestedCert};
 use bosun_kubelet_node::{NodeAgent, NodeConfig, NodeHandle, address};
 use bosun_kubelet_server::auth::{ApiReviewer, Auth, AuthConfig, AuthorizationMode, Reviewer};
 use bosun_kubelet_server::{KubeletServer, ServerConfig, serve_health};
+use bosun_kubelet_trace::Tracing;
 use bosun_proto::cri;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
@@ -49,6 +50,7 @@ use crate::sources;
 use crate::startup;
 use crate::systemd;
 use crate::upkeep::{self, Upkeep};
+use crate::worker::Workers;
 
 /// How long a container runtime that does not answer yet is waited for.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
@@ -83,6 +85,7 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     prepare_kernel(&options, &config, &gates)?;
     metrics::register_facts(&metrics, &name, &gates);
     metrics::register_certificates(&metrics, &options.cert_dir);
+    let tracing = start_tracing(&config, &name)?;
     let runtime = connect(&config, &cancel).await?;
     let runtime: Arc<dyn Runtime> = Arc::new(MeteredRuntime::new(runtime, &metrics));
     let version = runtime.version().await?;
@@ -106,6 +109,8 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     let client = client.map(|client| counted(client, &options, &metrics));
     let (probe_metrics, probes) = (Metrics::default(), metrics::Probes::default());
     probes.register(&probe_metrics);
+    let workers = Workers::default();
+    workers.register(&metrics);
     let (changes_to, changes) = mpsc::unbounded_channel();
     let recorder = match &client {
         Some(client) => Recorder::new(client.clone(), "kubelet", Some(&name)),
@@ -131,6 +136,7 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         client: client.clone(),
         runtime_name: version.runtime_name.clone(),
         probe_metrics: probes,
+        workers,
         max_restart_delay: config.max_restart_delay(),
     });
     let pods = Pods::default();
@@ -177,7 +183,22 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     systemd::announce(NotifyState::Stopping);
     cancel.cancel();
     while parts.join_next().await.is_some() {}
+    if let Some(tracing) = tracing {
+        tracing.stop().await;
+    }
     Ok(())
+}
+
+/// Begins to send spans, if the configuration says where.
+fn start_tracing(config: &KubeletConfiguration, name: &str) -> Result<Option<Tracing>> {
+    let Some(tracing) = &config.tracing else { return Ok(None) };
+    let settings = bosun_kubelet_trace::Settings {
+        endpoint: tracing.endpoint.clone().unwrap_or_else(|| bosun_kubelet_trace::DEFAULT_ENDPOINT.to_owned()),
+        per_million: tracing.sampling_rate_per_million.and_then(|rate| rate.try_into().ok()).unwrap_or_default(),
+        service: "kubelet",
+        host: name.to_owned(),
+    };
+    Ok(Some(bosun_kubelet_trace::start(&settings)?))
 }
 
 fn credential_providers(options: &Options) -> Result<Providers> {

@@ -21,6 +21,8 @@ pub(crate) struct TestNode {
     pub(crate) name: String,
     /// Where all its files are.
     pub(crate) folder: PathBuf,
+    /// The environment of its kubelet, beyond the test's own.
+    pub(crate) env: Vec<(String, String)>,
     containerd: Option<Child>,
     kubelet: Option<Child>,
 }
@@ -36,7 +38,7 @@ impl TestNode {
         }
         ok(Command::new("ip").args(["netns", "add", &name]));
         ok(Command::new("ip").args(["-n", &name, "link", "set", "lo", "up"]));
-        let mut node = Self { name, folder, containerd: None, kubelet: None };
+        let mut node = Self { name, folder, env: Vec::new(), containerd: None, kubelet: None };
         node.write_configs();
         node.containerd =
             Some(node.spawn("containerd", &["--config", &node.path("containerd.toml")], "containerd.log"));
@@ -87,6 +89,7 @@ conf_dir = "{at}/cni"
             .arg(format!("--net=/run/netns/{}", self.name))
             .arg(program)
             .args(args)
+            .envs(self.env.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())
@@ -111,6 +114,34 @@ conf_dir = "{at}/cni"
             "4",
         ];
         self.kubelet = Some(self.spawn(env!("CARGO_BIN_EXE_kubelet"), &args, "kubelet.log"));
+    }
+
+    /// Changes fields of the configuration that the next kubelet starts with.
+    pub(crate) fn configure(&self, fields: &Value) {
+        let path = self.folder.join("kubelet.yaml");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        for (name, value) in fields.as_object().unwrap() {
+            config[name] = value.clone();
+        }
+        fs::write(path, config.to_string()).unwrap();
+    }
+
+    /// Waits until the kubelet has ended by itself or, with a signal, because of that; its exit code.
+    pub(crate) fn end_of_kubelet(&mut self, signal: Option<nix::sys::signal::Signal>) -> i32 {
+        let mut kubelet = self.kubelet.take().unwrap();
+        if let Some(signal) = signal {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(kubelet.id() as i32), signal).unwrap();
+        }
+        let mut code = None;
+        wait_or(
+            "the kubelet's end",
+            || {
+                code = kubelet.try_wait().unwrap();
+                code.is_some()
+            },
+            || self.log(),
+        );
+        code.unwrap().code().unwrap()
     }
 
     pub(crate) fn kill_kubelet(&mut self) {
