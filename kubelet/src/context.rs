@@ -14,6 +14,7 @@ use crate::objects::Objects;
 use crate::observe::Observer;
 use crate::report::Report;
 use crate::userns::UserNamespaces;
+use crate::worker::Workers;
 
 /// What every pod worker shares.
 pub struct Context {
@@ -39,6 +40,8 @@ pub struct Context {
     pub runtime_name: String,
     /// What probes found, as metrics.
     pub probe_metrics: Probes,
+    /// How long pods take to be brought about.
+    pub workers: Workers,
     /// The longest delay between restarts of a container.
     pub max_restart_delay: Duration,
 }

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use bosun_kit::backoff::Backoff;
 use bosun_kit::events::Recorder;
 use bosun_kit::gates::FeatureGates;
+use bosun_kit::health::Checks;
 use bosun_kit::informer::Informer;
 use bosun_kit::metrics::Metrics;
 use bosun_kit::rate::Limit;
@@ -20,11 +21,13 @@ use bosun_kubelet_node::serving::{self, RequestedCert};
 use bosun_kubelet_node::{NodeAgent, NodeConfig, NodeHandle, address};
 use bosun_kubelet_server::auth::{ApiReviewer, Auth, AuthConfig, AuthorizationMode, Reviewer};
 use bosun_kubelet_server::{KubeletServer, ServerConfig, serve_health};
+use bosun_kubelet_trace::Tracing;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +41,7 @@ use crate::host::{Facts, Host};
 use crate::images::Images;
 use crate::images::providers::Providers;
 use crate::images::pulled::{Records, Verification};
+use crate::kernel::{Kernel, Policy};
 use crate::limiting;
 use crate::make::Node;
 use crate::manager::{Inputs, Manager, Pods, SharedOffer};
@@ -48,8 +52,10 @@ use crate::options::Options;
 use crate::report::Report;
 use crate::sources;
 use crate::startup;
+use crate::systemd;
 use crate::upkeep::{self, Upkeep};
 use crate::userns::{self, Ids, UserNamespaces};
+use crate::worker::Workers;
 
 /// How long a container runtime that does not answer yet is waited for, from one answer to the next.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
@@ -84,8 +90,11 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let ips = address::node_ips(&options.node_ip)?;
     let metrics = Metrics::new();
     let gates = config.gates().map_err(anyhow::Error::msg)?;
+    let watchdog = systemd::watchdog_timeout().map_err(anyhow::Error::msg)?;
+    prepare_kernel(&options, &config, &gates)?;
     metrics::register_facts(&metrics, &name, &gates);
     metrics::register_certificates(&metrics, &options.cert_dir);
+    let tracing = start_tracing(&config, &name)?;
     let runtime = connect(&config, &cancel).await?;
     let runtime: Arc<dyn Runtime> = Arc::new(MeteredRuntime::new(runtime, &metrics));
     let version = patiently("Version", &cancel, || runtime.version()).await?;
@@ -115,6 +124,8 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let client = client.map(|client| counted(client, &options, &metrics));
     let (probe_metrics, probes) = (Metrics::default(), metrics::Probes::default());
     probes.register(&probe_metrics);
+    let workers = Workers::default();
+    workers.register(&metrics);
     let (changes_to, changes) = mpsc::unbounded_channel();
     let recorder = match &client {
         Some(client) => {
@@ -154,6 +165,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         client: client.clone(),
         runtime_name: version.runtime_name.clone(),
         probe_metrics: probes,
+        workers,
         max_restart_delay: config.max_restart_delay(),
     });
     let pods = Pods::default();
@@ -174,7 +186,10 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
     let served = Served { host, metrics: metrics.clone(), probe_metrics, gates };
-    serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
+    let checks = serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
+    if let Some(timeout) = watchdog {
+        parts.spawn(systemd::feed_watchdog(timeout, checks, systemd::tell, cancel.clone()));
+    }
     parts.spawn(observer.run(cancel.clone()));
     let upkeep = Upkeep::new(context.clone(), pods.clone(), offer.clone(), recorder, upkeep, strain_to);
     upkeep.start(&mut parts, &cancel);
@@ -189,11 +204,17 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let statics = static_pods(&config, &name, &mut parts, &cancel);
     let inputs = Inputs { api: informer, statics, news, changes: api_objects.map(|objects| (changes, objects)) };
     let (ended_to, ended) = mpsc::unbounded_channel();
-    let manager = Manager::new(context, pods, offer, ended_to, cancel.clone());
+    let urls = url_pods(&config, &name, &mut parts, &cancel);
+    let manager = Manager::new(context, pods, offer, ended_to, cancel.clone()).also_from_url(urls);
     tracing::info!(node = name, standalone = client.is_none(), "kubelet started");
+    systemd::announce(NotifyState::Ready);
     manager.run(inputs, ended).await;
+    systemd::announce(NotifyState::Stopping);
     cancel.cancel();
     while parts.join_next().await.is_some() {}
+    if let Some(tracing) = tracing {
+        tracing.stop().await;
+    }
     Ok(())
 }
 
@@ -212,6 +233,18 @@ async fn pull_records(runtime: &dyn Runtime, node: &Node, config: &KubeletConfig
 /// Whether the kernel has AppArmor, and it is switched on.
 fn has_apparmor() -> bool {
     std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
+}
+
+/// Begins to send spans, if the configuration says where.
+fn start_tracing(config: &KubeletConfiguration, name: &str) -> Result<Option<Tracing>> {
+    let Some(tracing) = &config.tracing else { return Ok(None) };
+    let settings = bosun_kubelet_trace::Settings {
+        endpoint: tracing.endpoint.clone().unwrap_or_else(|| bosun_kubelet_trace::DEFAULT_ENDPOINT.to_owned()),
+        per_million: tracing.sampling_rate_per_million.and_then(|rate| rate.try_into().ok()).unwrap_or_default(),
+        service: "kubelet",
+        host: name.to_owned(),
+    };
+    Ok(Some(bosun_kubelet_trace::start(&settings)?))
 }
 
 fn credential_providers(options: &Options) -> Result<Providers> {
@@ -411,6 +444,39 @@ fn static_pods(
     Some(statics)
 }
 
+/// Static pods from the URL, if one is configured.
+fn url_pods(
+    config: &KubeletConfiguration,
+    name: &str,
+    parts: &mut tokio::task::JoinSet<()>,
+    cancel: &CancellationToken,
+) -> Option<mpsc::UnboundedReceiver<std::collections::BTreeMap<String, Arc<Pod>>>> {
+    if config.static_pod_url.is_empty() {
+        return None;
+    }
+    let (pods_to, pods) = mpsc::unbounded_channel();
+    let from = sources::url::Source {
+        url: config.static_pod_url.clone(),
+        headers: config.static_pod_url_header.clone(),
+        node: name.to_owned(),
+        period: config.http_check_frequency.0,
+    };
+    parts.spawn(from.watch(pods_to, cancel.clone()));
+    Some(pods)
+}
+
+/// Looks after the kernel's settings, as far as they are this kubelet's to set.
+fn prepare_kernel(options: &Options, config: &KubeletConfiguration, gates: &FeatureGates) -> Result<()> {
+    let kernel = Kernel::default();
+    let policy = match config.protect_kernel_defaults {
+        true => Policy::Refuse,
+        false if options.leave_kernel_defaults || !kernel.is_machine() => Policy::Leave,
+        false if gates.enabled("KubeletInUserNamespace") => Policy::TrySet,
+        false => Policy::Set,
+    };
+    kernel.prepare(policy).map_err(anyhow::Error::msg).context("the kernel's settings (protectKernelDefaults)")
+}
+
 /// The client, with its requests counted.
 fn counted(client: Client, options: &Options, metrics: &Metrics) -> Client {
     match &options.kubeconfig {
@@ -427,7 +493,7 @@ struct Served {
     gates: FeatureGates,
 }
 
-/// Serves :10250, the health endpoint and the read-only port.
+/// Serves :10250, the health endpoint and the read-only port; returns the health checks.
 async fn serve(
     options: &Options,
     config: &KubeletConfiguration,
@@ -436,7 +502,7 @@ async fn serve(
     client: Option<&Client>,
     parts: &mut tokio::task::JoinSet<()>,
     cancel: &CancellationToken,
-) -> Result<()> {
+) -> Result<Checks> {
     let reviewer = client.map(|client| Arc::new(ApiReviewer::new(client.clone(), &node.name)) as Arc<dyn Reviewer>);
     let auth = Auth::new(auth_config(config), reviewer);
     let server_config = server_config(options, config, node, &served.gates);
@@ -451,6 +517,7 @@ async fn serve(
         let listener = listen(socket(&config.address, config.read_only_port, "address")?, "readOnlyPort").await?;
         parts.spawn(server.clone().serve_read_only(listener, cancel.clone()));
     }
+    let checks = server.checks().clone();
     if config.enable_server {
         let certificate = certificate(options, config, node, client, parts, cancel)?;
         let clients = match config.authentication.x509.client_ca_file.as_str() {
@@ -464,7 +531,7 @@ async fn serve(
         let listener = listen(socket(&config.address, config.port, "address")?, "port").await?;
         parts.spawn(server.serve(listener, Arc::new(tls), cancel.clone()));
     }
-    Ok(())
+    Ok(checks)
 }
 
 fn auth_config(config: &KubeletConfiguration) -> AuthConfig {

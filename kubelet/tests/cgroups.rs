@@ -235,8 +235,7 @@ fn daemons_are_held_to_what_is_reserved_for_them() {
     });
     let mut node = TestNode::start_with(configuration, false);
     let place = Name::from_path(&node.name).child("daemons");
-    node.configuration["kubeReservedCgroup"] = json!(place.to_string());
-    node.configure();
+    node.configure(&json!({"kubeReservedCgroup": place.to_string()}));
     node.start_kubelet();
     // It must be there already.
     let mut code = None;
@@ -293,8 +292,7 @@ fn swap_is_shared_out_by_memory() {
     wait("the refusal", || node.log().contains("running with swap on is not supported, please disable swap"));
     wait("the kubelet's end", || node.kubelet_ended().is_some());
 
-    node.configuration["failSwapOn"] = json!(false);
-    node.configure();
+    node.configure(&json!({"failSwapOn": false}));
     node.manifest("some", &pod(&[sleeper(&json!({"requests": {"memory": "128Mi"}}))]));
     node.manifest("sure", &pod(&[sleeper(&json!({"limits": {"cpu": "10m", "memory": "32Mi"}}))]));
     node.start_kubelet();

@@ -80,6 +80,7 @@ impl Rig {
             runtime_name: "fake".into(),
             max_restart_delay: Duration::from_secs(300),
             probe_metrics: Default::default(),
+            workers: Default::default(),
         });
         let (pods, offer, cancel) = (Pods::default(), Arc::new(Mutex::new(offer)), CancellationToken::new());
         let (ended_to, ended) = mpsc::unbounded_channel();

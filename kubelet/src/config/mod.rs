@@ -759,9 +759,6 @@ fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
 
 /// Fields that parse but change nothing yet.
 const WITHOUT_EFFECT: &[&str] = &[
-    "httpCheckFrequency",
-    "staticPodURL",
-    "staticPodURLHeader",
     "enableContentionProfiling",
     "systemCgroups",
     "cpuManagerPolicy",
@@ -781,7 +778,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "kubeAPIBurst",
     "podsPerCore",
     "enableControllerAttachDetach",
-    "protectKernelDefaults",
     "makeIPTablesUtilChains",
     "iptablesMasqueradeBit",
     "iptablesDropBit",
@@ -793,7 +789,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "reservedMemory",
     "memoryThrottlingFactor",
     "memoryReservationPolicy",
-    "tracing",
 ];
 
 /// The drop-ins below a folder, in order.

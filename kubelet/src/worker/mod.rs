@@ -3,6 +3,7 @@
 
 mod outcome;
 mod resize;
+mod rounds;
 mod show;
 mod tasks;
 
@@ -16,7 +17,6 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api_status::WriteError;
@@ -32,6 +32,8 @@ use crate::pod::spec;
 use crate::pod::status::{StatusInput, is_finished};
 use crate::probes::Outcome;
 use resize::granted;
+pub use rounds::Workers;
+use rounds::{Rounds, Tasks};
 use tasks::{Ready, TaskResult};
 
 /// News for a worker.
@@ -124,6 +126,7 @@ pub fn spawn(
     ended: mpsc::UnboundedSender<String>,
     cancel: CancellationToken,
 ) -> Handle {
+    let seen = Instant::now();
     let (messages, inbox) = mpsc::unbounded_channel();
     let snapshot = Arc::new(Mutex::new(Snapshot { pod: pod.clone(), runtime: start.runtime.clone() }));
     let handle = Handle { messages: messages.clone(), snapshot: snapshot.clone() };
@@ -131,6 +134,7 @@ pub fn spawn(
     // What others reckon with is what was granted.
     handle.snapshot.lock().unwrap_or_else(PoisonError::into_inner).pod = worker.pod.clone();
     tokio::spawn(async move {
+        worker.context.workers.started(seen);
         let uid = worker.uid.clone();
         if worker.run(inbox, cancel).await {
             let _ = ended.send(uid);
@@ -193,7 +197,8 @@ struct Worker {
     ending: Option<Ending>,
     ended: bool,
     busy: BTreeSet<Task>,
-    tasks: JoinSet<Done>,
+    tasks: Tasks<Done>,
+    rounds: Rounds,
     watched: BTreeSet<String>,
     sent: Option<PodStatus>,
     writing: bool,
@@ -264,7 +269,8 @@ impl Worker {
             ending: None,
             ended: false,
             busy: BTreeSet::new(),
-            tasks: JoinSet::new(),
+            tasks: Tasks::new(),
+            rounds: Rounds::default(),
             watched: BTreeSet::new(),
             sent,
             writing: false,
@@ -388,6 +394,7 @@ impl Worker {
     }
 
     fn update(&mut self, new: &Arc<Pod>) {
+        self.rounds.updated();
         let mut pod = (**new).clone();
         let theirs = pod.status.take().and_then(|s| s.conditions).unwrap_or_default();
         let mut own = self.pod.status.clone().unwrap_or_default();
@@ -437,6 +444,7 @@ impl Worker {
         self.show(now);
         self.tell_resized();
         self.remember();
+        self.rounds.decided(&self.context.workers, !self.busy.is_empty(), self.ending.is_some(), Instant::now());
         wake.at(self.write(now));
         wake.0
     }
@@ -533,6 +541,7 @@ impl Worker {
         if !self.busy.insert(task.clone()) {
             return;
         }
+        self.tasks.act(&self.pod, &action, self.ending.is_some());
         let context = self.context.clone();
         let pod = self.pod.clone();
         let done = move |result| Done::Action(task, Box::new(result));
@@ -571,6 +580,7 @@ impl Worker {
                 self.images.remove(&container);
                 let Some(ready) = self.ready.remove(&container) else {
                     self.busy.remove(&Task::Start(container));
+                    self.tasks.nothing();
                     return;
                 };
                 if let Some((_, definition)) = spec::container(&pod, &container) {

@@ -27,6 +27,8 @@ pub(crate) struct TestNode {
     pub(crate) configuration: Value,
     /// Whether cgroups are systemd's to make.
     systemd: bool,
+    /// The environment of its kubelet, beyond the test's own.
+    pub(crate) env: Vec<(String, String)>,
     containerd: Option<Child>,
     kubelet: Option<Child>,
 }
@@ -48,7 +50,8 @@ impl TestNode {
         }
         ok(Command::new("ip").args(["netns", "add", &name]));
         ok(Command::new("ip").args(["-n", &name, "link", "set", "lo", "up"]));
-        let mut node = Self { name, folder, configuration, systemd, containerd: None, kubelet: None };
+        let env = Vec::new();
+        let mut node = Self { name, folder, configuration, systemd, env, containerd: None, kubelet: None };
         node.write_configs();
         node.containerd =
             Some(node.spawn("containerd", &["--config", &node.path("containerd.toml")], "containerd.log"));
@@ -62,7 +65,7 @@ impl TestNode {
         self.folder.join(name).to_str().unwrap().to_owned()
     }
 
-    fn write_configs(&self) {
+    fn write_configs(&mut self) {
         let at = self.folder.display();
         let containerd = format!(
             r#"version = 2
@@ -85,11 +88,14 @@ SystemdCgroup = {}
             self.systemd
         );
         fs::write(self.folder.join("containerd.toml"), containerd).unwrap();
-        self.configure();
+        self.configure(&json!({}));
     }
 
-    /// Writes the kubelet's configuration anew.
-    pub(crate) fn configure(&self) {
+    /// Changes fields of the configuration that the next kubelet starts with.
+    pub(crate) fn configure(&mut self, fields: &Value) {
+        for (name, value) in fields.as_object().into_iter().flatten() {
+            self.configuration[name] = value.clone();
+        }
         let at = self.folder.display();
         let mut kubelet = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
@@ -113,6 +119,7 @@ SystemdCgroup = {}
             .arg(format!("--net=/run/netns/{}", self.name))
             .arg(program)
             .args(args)
+            .envs(self.env.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())
@@ -144,6 +151,24 @@ SystemdCgroup = {}
         let code = self.kubelet.as_mut()?.try_wait().unwrap()?.code();
         self.kubelet = None;
         code
+    }
+
+    /// Waits until the kubelet has ended by itself or, with a signal, because of that; its exit code.
+    pub(crate) fn end_of_kubelet(&mut self, signal: Option<nix::sys::signal::Signal>) -> i32 {
+        let mut kubelet = self.kubelet.take().unwrap();
+        if let Some(signal) = signal {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(kubelet.id() as i32), signal).unwrap();
+        }
+        let mut code = None;
+        wait_or(
+            "the kubelet's end",
+            || {
+                code = kubelet.try_wait().unwrap();
+                code.is_some()
+            },
+            || self.log(),
+        );
+        code.unwrap().code().unwrap()
     }
 
     pub(crate) fn kill_kubelet(&mut self) {
