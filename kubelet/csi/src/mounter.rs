@@ -107,7 +107,9 @@ type TokenKey = (String, String, Option<i64>);
 
 /// One volume's calls follow each other, whatever pods they are for.
 #[derive(Default)]
-struct Locks(Mutex<HashMap<(String, String), Arc<tokio::sync::Mutex<()>>>>);
+struct Locks(Mutex<HashMap<(String, String), Lock>>);
+
+type Lock = Arc<tokio::sync::Mutex<()>>;
 
 impl Locks {
     async fn lock(&self, driver: &str, handle: &str) -> OwnedMutexGuard<()> {
@@ -371,11 +373,7 @@ impl Csi {
 
     async fn forget_staged(&self, file: &Path, path: &Path) -> io::Result<()> {
         let (file, path, top) = (file.to_path_buf(), path.to_path_buf(), self.root.join("plugins").join(names::PLUGIN));
-        blocking(move || {
-            remove_mount_dir(&path);
-            record::remove(&file, &top)
-        })
-        .await
+        blocking(move || remove_mount_dir(&path).and_then(|()| record::remove(&file, &top))).await
     }
 
     async fn publish(&self, work: &mut Work<'_>) -> Result<(), CsiError> {
@@ -419,7 +417,7 @@ impl Csi {
             Ok(()) => work.reach(Phase::Published, &self.boot),
             Err(status) => {
                 if is_final(&status) && !begun {
-                    let _ = blocking(move || Ok(remove_mount_dir(&target))).await;
+                    let _ = blocking(move || remove_mount_dir(&target)).await;
                     work.reach(Phase::Wanted, &self.boot)?;
                 }
                 Err(failed(volume, what, words(&status)))
@@ -584,7 +582,7 @@ impl Csi {
         };
         let refused = |status| format!("{}: Unmounter.TearDownAt failed: {}", names::PLUGIN, words(&status));
         driver.service.unpublish(request).await.map_err(refused)?;
-        blocking(move || Ok(remove_mount_dir(&target))).await.map_err(|error| error.to_string())
+        blocking(move || remove_mount_dir(&target)).await.map_err(|error| error.to_string())
     }
 
     async fn unstage(&self, record: &Record, file: &Path) -> Result<(), String> {
@@ -726,8 +724,9 @@ fn doubt(file: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a folder or file that a driver may have left. What is still mounted stays, and is logged.
-fn remove_mount_dir(path: &Path) {
+/// Removes a folder or file that a driver may have left. What is still mounted stays, and is logged, as in stock.
+#[expect(clippy::unnecessary_wraps, reason = "a step among others that fail")]
+fn remove_mount_dir(path: &Path) -> io::Result<()> {
     let removed = match std::fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => std::fs::remove_dir(path),
         Ok(_) => std::fs::remove_file(path),
@@ -739,6 +738,7 @@ fn remove_mount_dir(path: &Path) {
         }
         _ => {}
     }
+    Ok(())
 }
 
 /// Does what may wait for a disk, without holding others up.

@@ -30,9 +30,8 @@ impl Capabilities {
     }
 
     fn read(answer: &csi::NodeGetCapabilitiesResponse) -> Self {
-        let rpc = |can: &csi::NodeServiceCapability| match &can.r#type {
-            Some(node_service_capability::Type::Rpc(rpc)) => Some(rpc.r#type),
-            None => None,
+        let rpc = |can: &csi::NodeServiceCapability| {
+            can.r#type.as_ref().map(|node_service_capability::Type::Rpc(rpc)| rpc.r#type)
         };
         Self(answer.capabilities.iter().filter_map(rpc).collect())
     }
