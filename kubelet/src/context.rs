@@ -13,6 +13,7 @@ use crate::metrics::Probes;
 use crate::objects::Objects;
 use crate::observe::Observer;
 use crate::report::Report;
+use crate::userns::UserNamespaces;
 
 /// What every pod worker shares.
 pub struct Context {
@@ -28,6 +29,8 @@ pub struct Context {
     pub objects: Arc<dyn Objects>,
     /// Events.
     pub report: Report,
+    /// User namespaces of pods.
+    pub user_namespaces: UserNamespaces,
     /// Cgroups of pods.
     pub cgroups: Cgroups,
     /// The API server; none in standalone mode.

@@ -10,9 +10,9 @@ pub mod api_status;
 pub mod cgroups;
 pub mod config;
 pub mod context;
-pub mod credentials;
 pub mod cri;
 pub mod dial;
+pub mod handler;
 pub mod health;
 pub mod host;
 pub mod images;
@@ -30,6 +30,7 @@ pub mod sources;
 pub mod startup;
 pub mod upkeep;
 mod usage;
+pub mod userns;
 pub mod volumes;
 pub mod worker;
 

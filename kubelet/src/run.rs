@@ -10,6 +10,7 @@ use bosun_kit::events::Recorder;
 use bosun_kit::gates::FeatureGates;
 use bosun_kit::informer::Informer;
 use bosun_kit::metrics::Metrics;
+use bosun_kit::rate::Limit;
 use bosun_kit::tls::ReloadingClientCa;
 use bosun_kubelet_node::identity::{IdentityConfig, establish};
 use bosun_kubelet_node::machine::MachineReader;
@@ -31,10 +32,11 @@ use crate::admission::Offer;
 use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
 use crate::context::Context;
-use crate::credentials::Providers;
 use crate::cri::{GrpcRuntime, MeteredRuntime, Runtime};
 use crate::host::{Facts, Host};
 use crate::images::Images;
+use crate::images::providers::Providers;
+use crate::images::pulled::{Records, Verification};
 use crate::make::Node;
 use crate::manager::{Inputs, Manager, Pods, SharedOffer};
 use crate::metrics;
@@ -45,6 +47,7 @@ use crate::report::Report;
 use crate::sources;
 use crate::startup;
 use crate::upkeep::{self, Upkeep};
+use crate::userns::{self, Ids, UserNamespaces};
 
 /// How long a container runtime that does not answer yet is waited for.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
@@ -102,7 +105,10 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     probes.register(&probe_metrics);
     let (changes_to, changes) = mpsc::unbounded_channel();
     let recorder = match &client {
-        Some(client) => Recorder::new(client.clone(), "kubelet", Some(&name)),
+        Some(client) => {
+            let limit = Limit::new(config.event_record_qps, config.event_burst);
+            Recorder::limited(client.clone(), "kubelet", Some(&name), limit)
+        }
         None => Recorder::to_log(),
     };
     let report = Report::new(recorder.clone());
@@ -111,11 +117,19 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         Some(objects) => objects.clone(),
         None => Arc::new(NoObjects),
     };
-    let images = Images::new(runtime.clone(), objects.clone(), report.clone(), config.parallel_pulls())
-        .with_providers(credential_providers(&options)?);
-    images.measured().register(&metrics);
+    let mut images = Images::new(runtime.clone(), objects.clone(), report.clone(), config.parallel_pulls())
+        .with_providers(credential_providers(&options)?)
+        .with_limit(Limit::new(config.registry_pull_qps, config.registry_burst));
+    if gates.enabled("KubeletEnsureSecretPulledImages") {
+        images = images.with_records(pull_records(&*runtime, &node, &config).await?);
+    }
+    images.register(&metrics);
+    let per_pod = config.user_namespaces.as_ref().and_then(|configured| configured.ids_per_pod);
+    let ids = userns::given().and_then(|given| Ids::new(per_pod, given, config.max_pods));
+    let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
     let context = Arc::new(Context {
         node: node.clone(),
+        user_namespaces,
         runtime: runtime.clone(),
         observer: observer.clone(),
         images,
@@ -130,7 +144,8 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     let pods = Pods::default();
     metrics::register_pods(&metrics, pods.clone());
     let host = Arc::new(Host { context: context.clone(), pods: pods.clone(), configz: configz(&config) });
-    let offer: SharedOffer = Arc::new(Mutex::new(Offer { name: name.clone(), ..Offer::default() }));
+    let offer: SharedOffer =
+        Arc::new(Mutex::new(Offer { name: name.clone(), apparmor: has_apparmor(), ..Offer::default() }));
     let (strain_to, strain) = watch::channel(upkeep::Strain::default());
     let facts = Facts { runtime: runtime.clone(), observer: observer.clone(), strain: strain.clone() };
 
@@ -166,6 +181,23 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     cancel.cancel();
     while parts.join_next().await.is_some() {}
     Ok(())
+}
+
+/// The records of who may use which image, with what a killed kubelet left behind put right.
+async fn pull_records(runtime: &dyn Runtime, node: &Node, config: &KubeletConfiguration) -> Result<Arc<Records>> {
+    let listed = config.preloaded_images_verification_allowlist.as_slice();
+    let verification = Verification::of(&config.image_pull_credentials_verification_policy, listed);
+    let records = Records::open(&node.root_dir, verification)?;
+    let images = runtime.list_images().await.context("list the images of the container runtime")?;
+    records.recover(images.iter().map(|image| {
+        (image.id.as_str(), image.repo_tags.iter().chain(&image.repo_digests).map(String::as_str).collect())
+    }));
+    Ok(Arc::new(records))
+}
+
+/// Whether the kernel has AppArmor, and it is switched on.
+fn has_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
 }
 
 fn credential_providers(options: &Options) -> Result<Providers> {
@@ -321,6 +353,8 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
                 allocatable,
                 max_pods: max_pods as usize,
                 strain: offer.strain.clone(),
+                apparmor: offer.apparmor,
+                strict_groups: status.and_then(|s| s.features.as_ref()?.supplemental_groups_policy).unwrap_or_default(),
             };
         }
         tokio::select! {

@@ -68,6 +68,7 @@ impl Rig {
         let report = Report::new(Recorder::to_log());
         let images = Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1);
         let context = Arc::new(Context {
+            user_namespaces: fixture::user_namespaces(&node),
             node,
             runtime,
             observer: observer.clone(),

@@ -58,6 +58,7 @@ impl Rig {
             images: Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1),
             objects: Arc::new(NoObjects),
             report,
+            user_namespaces: fixture::user_namespaces(&node),
             cgroups: Cgroups::None,
             client: None,
             runtime_name: "fake".into(),

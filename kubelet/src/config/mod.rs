@@ -762,12 +762,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "httpCheckFrequency",
     "staticPodURL",
     "staticPodURLHeader",
-    "registryPullQPS",
-    "registryBurst",
-    "imagePullCredentialsVerificationPolicy",
-    "preloadedImagesVerificationAllowlist",
-    "eventRecordQPS",
-    "eventBurst",
     "enableContentionProfiling",
     "kubeletCgroups",
     "systemCgroups",
@@ -809,7 +803,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "memoryReservationPolicy",
     "tracing",
     "failCgroupV1",
-    "userNamespaces",
 ];
 
 /// The drop-ins below a folder, in order.

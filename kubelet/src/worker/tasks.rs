@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Message;
 use crate::context::Context;
+use crate::handler;
 use crate::images::{Present, Wanted};
 use crate::make::env::{EnvObjects, environment};
 use crate::make::{Node, container as make_container, resources, sandbox as make_sandbox, security, text};
@@ -28,6 +29,7 @@ use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
 use crate::pod::resize::Allocation;
 use crate::pod::spec;
 use crate::probes::{self, Outcome};
+use crate::userns;
 use crate::volumes::{self, Made};
 
 /// How long after a failure that only a change elsewhere mends.
@@ -123,11 +125,14 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
     if let Err(error) = context.cgroups.set_up_pod(pod, &context.node) {
         return failed(error.to_string());
     }
-    let config = make_sandbox::config(pod, &context.node, attempt, &context.resolver_text());
+    let (handler, user_namespace) = match isolation(context, pod).await {
+        Ok(found) => found,
+        Err(message) => return failed(message),
+    };
+    let config = make_sandbox::config(pod, &context.node, attempt, &context.resolver_text(), user_namespace);
     if let Err(error) = fs::create_dir_all(&config.log_directory) {
         return failed(format!("make log folder {}: {error}", config.log_directory));
     }
-    let handler = spec::spec(pod).runtime_class_name.clone().unwrap_or_default();
     match context.runtime.run_sandbox(config, handler).await {
         Ok(id) => match context.observer.sandbox(&id).await {
             Ok(record) => TaskResult::Sandbox(Ok(record)),
@@ -135,6 +140,18 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
         },
         Err(error) => failed(error.message),
     }
+}
+
+/// The runtime handler of the pod, and its user namespace.
+async fn isolation(context: &Context, pod: &Pod) -> Result<(String, cri::UserNamespace), String> {
+    if !userns::wants(pod) {
+        return Ok((handler::name(context, pod).await?, context.user_namespaces.of(pod)?));
+    }
+    let handler = handler::of(context, pod).await?;
+    if !handler.user_namespaces {
+        return Err(handler::no_user_namespaces(&handler));
+    }
+    Ok((handler.name, context.user_namespaces.of(pod)?))
 }
 
 pub(super) async fn stop_sandbox(context: &Context, id: String) -> TaskResult {
@@ -199,12 +216,9 @@ async fn recursive_read_only(context: &Context, pod: &Pod, container: &Container
     if !volumes::mounts::wants_recursive_read_only(container) {
         return false;
     }
-    let handler = spec::spec(pod).runtime_class_name.as_deref().unwrap_or_default();
-    let status = context.runtime.status(false).await;
-    let status = status.inspect_err(|error| tracing::warn!(%error, "what the runtime can do is not known"));
-    let handlers = status.map(|status| status.runtime_handlers).unwrap_or_default();
-    let found = handlers.into_iter().find(|known| known.name == handler);
-    found.and_then(|known| known.features).is_some_and(|features| features.recursive_read_only_mounts)
+    let found = handler::of(context, pod).await;
+    let found = found.inspect_err(|error| tracing::warn!(pod = spec::title(pod), error, "the handler is not known"));
+    found.is_ok_and(|handler| handler.recursive_read_only)
 }
 
 fn config_failure(message: String) -> Failure {
@@ -216,6 +230,8 @@ pub(super) struct StartContainer {
     pub(super) pod: Arc<Pod>,
     pub(super) container: String,
     pub(super) attempt: u32,
+    /// See [`PodRecord::round`].
+    pub(super) round: u32,
     pub(super) sandbox: String,
     /// The id of the container that an ephemeral one looks at, or why there is none.
     pub(super) target: Option<Result<String, String>>,
@@ -299,9 +315,14 @@ fn configure(
     recursive_read_only: bool,
 ) -> Result<Configs, String> {
     let (pod, node) = (&*start.pod, &*context.node);
+    let user_namespace = context.user_namespaces.of(pod)?;
     let env = environment(pod, container, node, &start.ips, &start.ready.objects)?;
     let found = volumes::mounts::Looked { images: start.ready.shown.clone(), recursive_read_only };
-    let mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
+    let mut mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
+    for mount in &mut mounts {
+        // Files keep their owners as the pod sees them (idmapped mounts); empty on the node's own ids.
+        (mount.uid_mappings, mount.gid_mappings) = (user_namespace.uids.clone(), user_namespace.gids.clone());
+    }
     let looked = make_container::Looked {
         env,
         mounts,
@@ -309,8 +330,10 @@ fn configure(
         image_ref: start.ready.image.reference.clone(),
         image_user: start.ready.image.user.clone(),
         target: start.target.clone().transpose()?,
+        round: start.round,
+        user_namespace: user_namespace.clone(),
     };
-    let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text());
+    let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text(), user_namespace);
     let logs = PathBuf::from(&sandbox_config.log_directory).join(&container.name);
     fs::create_dir_all(&logs).map_err(|error| format!("make log folder {}: {error}", logs.display()))?;
     Ok((make_container::config(pod, container, node, start.attempt, looked), sandbox_config))
@@ -376,6 +399,7 @@ pub(super) async fn kill(context: &Context, kill: Kill) -> TaskResult {
         Cause::PodEnds | Cause::SandboxChanged => format!("Stopping container {name}"),
         Cause::DefinitionChanged => format!("Container {name} definition changed, will be restarted"),
         Cause::Resized => format!("Container {name} resize requires restart"),
+        Cause::AllRestart => format!("Container {name} is restarted with all containers of the pod"),
         Cause::Probe(ProbeKind::Startup) => format!("Container {name} failed startup probe, will be restarted"),
         Cause::Probe(_) => format!("Container {name} failed liveness probe, will be restarted"),
     };

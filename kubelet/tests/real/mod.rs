@@ -239,8 +239,9 @@ fn host_busybox() -> Vec<u8> {
     fs::read(found.unwrap_or_else(|| BUSYBOX.into())).expect("a static busybox is installed")
 }
 
-/// An image archive that holds busybox; run without a command it sleeps, which makes it a sandbox image too.
-fn image_archive() -> Vec<u8> {
+/// The layer and the configuration of an image that holds busybox; run without a command it sleeps, which makes it a
+/// sandbox image too.
+pub(crate) fn image_parts() -> (Vec<u8>, String) {
     let mut layer = tar::Builder::new(Vec::new());
     let mut add = |path: &str, kind: tar::EntryType, mode: u32, content: &[u8]| {
         let mut header = tar::Header::new_ustar();
@@ -255,11 +256,19 @@ fn image_archive() -> Vec<u8> {
     add("bin/busybox", tar::EntryType::Regular, 0o755, &host_busybox());
     add("etc/passwd", tar::EntryType::Regular, 0o644, b"root:x:0:0::/:/bin/busybox\n");
     let layer = layer.into_inner().unwrap();
-    let digest = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
     let config = json!({"architecture": "amd64", "os": "linux",
         "config": {"Entrypoint": [BUSYBOX, "sleep", "1000000"], "Env": ["PATH=/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))]}})
-    .to_string();
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))]}});
+    (layer, config.to_string())
+}
+
+/// SHA-256 in hexadecimal.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+fn image_archive() -> Vec<u8> {
+    let (layer, config) = image_parts();
     let config_name = format!("{}.json", digest(config.as_bytes()));
     let manifest = json!([{"Config": config_name, "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]).to_string();
     let mut archive = tar::Builder::new(Vec::new());
