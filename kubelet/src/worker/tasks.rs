@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Message;
 use crate::context::Context;
+use crate::handler;
 use crate::images::{Present, Wanted};
 use crate::make::env::{EnvObjects, environment};
 use crate::make::{Node, container as make_container, resources, sandbox as make_sandbox, security, text};
@@ -29,6 +30,7 @@ use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
 use crate::pod::resize::Allocation;
 use crate::pod::spec;
 use crate::probes::{self, Outcome};
+use crate::userns;
 use crate::volumes::{self, Made};
 
 /// How long after a failure that only a change elsewhere mends.
@@ -109,10 +111,7 @@ pub(super) async fn mount(context: &Context, pod: &Pod) -> TaskResult {
 }
 
 pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
-    let path = resources::cgroup_parent(pod, &context.node);
-    if context.node.cgroups_per_qos
-        && let Err(error) = context.cgroups.tear_down_pod(&path).await
-    {
+    if let Err(error) = context.cgroups.tear_down_pod(pod, &context.node).await {
         tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
     }
     let removed = volumes::tear_down(&context.node, spec::uid(pod)).await;
@@ -125,14 +124,17 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
         context.report.pod(pod, EventType::Warning, "FailedCreatePodSandBox", event);
         TaskResult::Sandbox(Err(message))
     };
-    if let Err(error) = context.cgroups.set_up_pod(pod, &context.node) {
+    if let Err(error) = context.cgroups.set_up_pod(pod, &context.node).await {
         return failed(error.to_string());
     }
-    let config = make_sandbox::config(pod, &context.node, attempt, &context.resolver_text());
+    let (handler, user_namespace) = match isolation(context, pod).await {
+        Ok(found) => found,
+        Err(message) => return failed(message),
+    };
+    let config = make_sandbox::config(pod, &context.node, attempt, &context.resolver_text(), user_namespace);
     if let Err(error) = fs::create_dir_all(&config.log_directory) {
         return failed(format!("make log folder {}: {error}", config.log_directory));
     }
-    let handler = spec::spec(pod).runtime_class_name.clone().unwrap_or_default();
     let made = match context.runtime.run_sandbox(config, handler).await {
         Ok(id) => context.observer.sandbox(&id).await,
         Err(error) => Err(error),
@@ -145,6 +147,18 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
             failed(error.message)
         }
     }
+}
+
+/// The runtime handler of the pod, and its user namespace.
+async fn isolation(context: &Context, pod: &Pod) -> Result<(String, cri::UserNamespace), String> {
+    if !userns::wants(pod) {
+        return Ok((handler::name(context, pod).await?, context.user_namespaces.of(pod)?));
+    }
+    let handler = handler::of(context, pod).await?;
+    if !handler.user_namespaces {
+        return Err(handler::no_user_namespaces(&handler));
+    }
+    Ok((handler.name, context.user_namespaces.of(pod)?))
 }
 
 pub(super) async fn stop_sandbox(context: &Context, id: String) -> TaskResult {
@@ -209,12 +223,9 @@ async fn recursive_read_only(context: &Context, pod: &Pod, container: &Container
     if !volumes::mounts::wants_recursive_read_only(container) {
         return false;
     }
-    let handler = spec::spec(pod).runtime_class_name.as_deref().unwrap_or_default();
-    let status = context.runtime.status(false).await;
-    let status = status.inspect_err(|error| tracing::warn!(%error, "what the runtime can do is not known"));
-    let handlers = status.map(|status| status.runtime_handlers).unwrap_or_default();
-    let found = handlers.into_iter().find(|known| known.name == handler);
-    found.and_then(|known| known.features).is_some_and(|features| features.recursive_read_only_mounts)
+    let found = handler::of(context, pod).await;
+    let found = found.inspect_err(|error| tracing::warn!(pod = spec::title(pod), error, "the handler is not known"));
+    found.is_ok_and(|handler| handler.recursive_read_only)
 }
 
 fn config_failure(message: String) -> Failure {
@@ -226,6 +237,8 @@ pub(super) struct StartContainer {
     pub(super) pod: Arc<Pod>,
     pub(super) container: String,
     pub(super) attempt: u32,
+    /// See [`PodRecord::round`].
+    pub(super) round: u32,
     pub(super) sandbox: String,
     /// The id of the container that an ephemeral one looks at, or why there is none.
     pub(super) target: Option<Result<String, String>>,
@@ -327,9 +340,14 @@ fn configure(
     recursive_read_only: bool,
 ) -> Result<Configs, String> {
     let (pod, node) = (&*start.pod, &*context.node);
+    let user_namespace = context.user_namespaces.of(pod)?;
     let env = environment(pod, container, node, &start.ips, &start.ready.objects)?;
     let found = volumes::mounts::Looked { images: start.ready.shown.clone(), recursive_read_only };
-    let mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
+    let mut mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
+    for mount in &mut mounts {
+        // Files keep their owners as the pod sees them (idmapped mounts); empty on the node's own ids.
+        (mount.uid_mappings, mount.gid_mappings) = (user_namespace.uids.clone(), user_namespace.gids.clone());
+    }
     let looked = make_container::Looked {
         env,
         mounts,
@@ -337,8 +355,10 @@ fn configure(
         image_ref: start.ready.image.reference.clone(),
         image_user: start.ready.image.user.clone(),
         target: start.target.clone().transpose()?,
+        round: start.round,
+        user_namespace: user_namespace.clone(),
     };
-    let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text());
+    let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text(), user_namespace);
     let logs = PathBuf::from(&sandbox_config.log_directory).join(&container.name);
     fs::create_dir_all(&logs).map_err(|error| format!("make log folder {}: {error}", logs.display()))?;
     Ok((make_container::config(pod, container, node, start.attempt, looked), sandbox_config))
@@ -372,15 +392,19 @@ async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> 
     let resources = resources::container_resources(pod, container, &context.node);
     let limit = resources.memory_limit_in_bytes;
     // Some kernels kill at once where others refuse.
-    let cgroup = format!("{}/{id}", resources::cgroup_parent(pod, &context.node));
-    let usage = Hierarchy::new("/sys/fs/cgroup").memory(&cgroup).and_then(|usage| i64::try_from(usage).ok());
+    let cgroups = Hierarchy::new("/sys/fs/cgroup");
+    let cgroup = cgroups.container(&resources::cgroup_parent(pod, &context.node), id);
+    let usage = cgroup.and_then(|cgroup| cgroups.memory(&cgroup)).and_then(|usage| i64::try_from(usage).ok());
     if let Some(usage) = usage.filter(|usage| limit > 0 && *usage > limit) {
         return Err(format!("attempting to set container memory limit ({limit}) below current usage ({usage})"));
     }
     // The pod's own limits are raised before those within them and lowered after: one of the two attempts fits.
-    let before = context.cgroups.set_up_pod(pod, &context.node);
+    let before = context.cgroups.set_up_pod(pod, &context.node).await;
     context.runtime.update_resources(id, resources).await.map_err(|error| error.to_string())?;
-    before.or_else(|_| context.cgroups.set_up_pod(pod, &context.node)).map_err(|error| error.to_string())
+    if before.is_ok() {
+        return Ok(());
+    }
+    context.cgroups.set_up_pod(pod, &context.node).await.map_err(|error| error.to_string())
 }
 
 /// A container to stop.
@@ -404,6 +428,7 @@ pub(super) async fn kill(context: &Context, kill: Kill) -> TaskResult {
         Cause::PodEnds | Cause::SandboxChanged => format!("Stopping container {name}"),
         Cause::DefinitionChanged => format!("Container {name} definition changed, will be restarted"),
         Cause::Resized => format!("Container {name} resize requires restart"),
+        Cause::AllRestart => format!("Container {name} is restarted with all containers of the pod"),
         Cause::Probe(ProbeKind::Startup) => format!("Container {name} failed startup probe, will be restarted"),
         Cause::Probe(_) => format!("Container {name} failed liveness probe, will be restarted"),
     };
