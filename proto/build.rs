@@ -1,8 +1,9 @@
 //! Generates clients and servers from the `.proto` files, without protoc.
 
 /// What is generated; each is a module of the library.
-const FILES: [&str; 4] = [
+const FILES: &[&str] = &[
     "cri/v1/api.proto",
+    "csi/v1/csi.proto",
     // With v1, whose messages it has.
     "dra/v1beta1/api.proto",
     "drahealth/v1alpha1/api.proto",

@@ -292,6 +292,8 @@ fn write_kubelet_config(options: &Options, files: &Files, endpoint: &str) -> Res
         "clusterDNS": [options.cluster_dns],
         "clusterDomain": options.cluster_domain,
         "containerRuntimeEndpoint": endpoint,
+        // An agent that was started on such a machine is meant to run there; a configuration of one's own may refuse.
+        "failCgroupV1": false,
         "podLogsDir": options.pod_logs_dir,
         "rotateCertificates": true,
         "serverTLSBootstrap": true,

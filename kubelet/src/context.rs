@@ -13,6 +13,7 @@ use crate::metrics::Probes;
 use crate::objects::Objects;
 use crate::observe::Observer;
 use crate::report::Report;
+use crate::userns::UserNamespaces;
 use crate::worker::Workers;
 
 /// What every pod worker shares.
@@ -29,6 +30,8 @@ pub struct Context {
     pub objects: Arc<dyn Objects>,
     /// Events.
     pub report: Report,
+    /// User namespaces of pods.
+    pub user_namespaces: UserNamespaces,
     /// Cgroups of pods.
     pub cgroups: Cgroups,
     /// The API server; none in standalone mode.

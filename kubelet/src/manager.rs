@@ -534,14 +534,8 @@ impl Manager {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
-        for (uid, path) in self.context.cgroups.pods(node) {
-            if node.cgroups_per_qos
-                && unknown(&uid)
-                && let Err(error) = self.context.cgroups.tear_down_pod(&path).await
-            {
-                tracing::warn!(uid, %error, "the cgroup of a pod that is gone was not removed");
-            }
-        }
+        self.context.cgroups.weigh_all(node, &self.others("")).await;
+        self.context.cgroups.sweep(node, unknown).await;
         // Pods come and go in bursts; what they took meanwhile is not ours to keep.
         bosun_kit::memory::give_back();
     }
