@@ -9,6 +9,7 @@ use bosun_kubelet_upkeep::preemption::Missing;
 use bosun_kubelet_upkeep::{critical, eviction, shutdown};
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint};
 
+use crate::make::security;
 use crate::pod::spec;
 use crate::upkeep::Strain;
 
@@ -29,6 +30,10 @@ pub struct Offer {
     pub max_pods: usize,
     /// What keeps it from taking pods.
     pub strain: Strain,
+    /// Whether its kernel confines by AppArmor.
+    pub apparmor: bool,
+    /// Whether its runtime can give processes exactly the groups that a pod names.
+    pub strict_groups: bool,
 }
 
 /// Why a pod is refused: reason and message, as in the event about it.
@@ -56,8 +61,15 @@ pub fn admit(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
         let message = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
         return refuse("PodOSSelectorNodeLabelDoesNotMatch", message.to_owned());
     }
+    if security::needs_apparmor(pod) && !offer.apparmor {
+        return refuse("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host".to_owned());
+    }
     if !offer.known {
         return Ok(());
+    }
+    if security::wants_strict_groups(pod) && !offer.strict_groups {
+        let message = "SupplementalGroupsPolicy=Strict is not supported in this node";
+        return refuse("SupplementalGroupsPolicyNotSupported", message.to_owned());
     }
     if let Some(shortage) = shortages(pod, others, offer).into_iter().next() {
         return refuse(&format!("OutOf{}", shortage.resource), shortage.to_string());

@@ -13,6 +13,8 @@ use crate::metrics::Probes;
 use crate::objects::Objects;
 use crate::observe::Observer;
 use crate::report::Report;
+use crate::userns::UserNamespaces;
+use crate::worker::Workers;
 
 /// What every pod worker shares.
 pub struct Context {
@@ -28,6 +30,8 @@ pub struct Context {
     pub objects: Arc<dyn Objects>,
     /// Events.
     pub report: Report,
+    /// User namespaces of pods.
+    pub user_namespaces: UserNamespaces,
     /// Cgroups of pods.
     pub cgroups: Cgroups,
     /// The API server; none in standalone mode.
@@ -36,6 +40,8 @@ pub struct Context {
     pub runtime_name: String,
     /// What probes found, as metrics.
     pub probe_metrics: Probes,
+    /// How long pods take to be brought about.
+    pub workers: Workers,
     /// The longest delay between restarts of a container.
     pub max_restart_delay: Duration,
 }

@@ -45,6 +45,13 @@ pub struct Inputs {
 /// Shared view of what the node offers; its labels come and go.
 pub type SharedOffer = Arc<Mutex<Offer>>;
 
+/// Where static pods come from. Of two with one UID the first one's counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    Files,
+    Url,
+}
+
 /// What becomes of a pod that arrives.
 enum Judgement {
     Admit,
@@ -61,6 +68,9 @@ pub struct Manager {
     /// What the runtime holds of pods that have no worker (yet).
     unclaimed: HashMap<String, (Owner, PodRecord)>,
     statics: BTreeMap<String, Arc<Pod>>,
+    /// What each source of static pods said last; none if it has not spoken yet.
+    said: BTreeMap<Source, Option<BTreeMap<String, Arc<Pod>>>>,
+    urls: Option<mpsc::UnboundedReceiver<BTreeMap<String, Arc<Pod>>>>,
     /// Static pods whose predecessor of the same name must end first.
     queued: BTreeMap<String, Arc<Pod>>,
     /// Critical pods that wait until others have made room, and whether they are static.
@@ -95,6 +105,8 @@ impl Manager {
             offer,
             unclaimed: HashMap::new(),
             statics: BTreeMap::new(),
+            said: BTreeMap::new(),
+            urls: None,
             queued: BTreeMap::new(),
             mirrors: HashMap::new(),
             deferred: BTreeMap::new(),
@@ -105,13 +117,21 @@ impl Manager {
         }
     }
 
+    /// With static pods from a URL too: all of them, whenever they changed.
+    pub fn also_from_url(mut self, pods: Option<mpsc::UnboundedReceiver<BTreeMap<String, Arc<Pod>>>>) -> Self {
+        self.urls = pods;
+        self
+    }
+
     /// Works until cancelled. The runtime must have been listed once, so that what runs is adopted and not started anew.
     pub async fn run(mut self, mut inputs: Inputs, mut ended: mpsc::UnboundedReceiver<String>) {
         while let Ok(news) = inputs.news.try_recv() {
             self.observe(news);
         }
         self.api_known = inputs.api.is_none();
-        self.statics_known = inputs.statics.is_none();
+        let sources = [(Source::Files, inputs.statics.is_some()), (Source::Url, self.urls.is_some())];
+        self.said = sources.into_iter().filter(|(_, there)| *there).map(|(source, _)| (source, None)).collect();
+        self.statics_known = self.said.is_empty();
         let informer = inputs.api.clone();
         let mut deltas = inputs.api.as_ref().map(Informer::subscribe);
         let mut synced = std::pin::pin!(async move {
@@ -126,7 +146,8 @@ impl Manager {
                 biased;
                 () = self.cancel.cancelled() => return,
                 Some(delta) = next(&mut deltas) => self.api_delta(delta),
-                Some(statics) = next(&mut inputs.statics) => self.static_pods(statics),
+                Some(statics) = next(&mut inputs.statics) => self.static_pods(Source::Files, statics),
+                Some(statics) = next(&mut self.urls) => self.static_pods(Source::Url, statics),
                 Some(news) = inputs.news.recv() => self.observe(news),
                 Some(uid) = ended.recv() => self.ended(&uid),
                 Some(uid) = self.again.recv() => if let Some((pod, is_static)) = self.held.remove(&uid) {
@@ -205,7 +226,12 @@ impl Manager {
         });
     }
 
-    fn static_pods(&mut self, new: BTreeMap<String, Arc<Pod>>) {
+    fn static_pods(&mut self, source: Source, said: BTreeMap<String, Arc<Pod>>) {
+        self.said.insert(source, Some(said));
+        let mut new = BTreeMap::new();
+        for (uid, pod) in self.said.values().flatten().flatten() {
+            new.entry(uid.clone()).or_insert_with(|| pod.clone());
+        }
         let old = std::mem::replace(&mut self.statics, new);
         for uid in old.keys().filter(|uid| !self.statics.contains_key(*uid)) {
             self.queued.remove(uid);
@@ -223,6 +249,10 @@ impl Manager {
             } else {
                 self.add(pod, true);
             }
+        }
+        // A source that has not spoken yet may know what nobody else does.
+        if !self.said.values().all(Option::is_some) {
+            return;
         }
         if !self.statics_known {
             self.statics_known = true;
@@ -504,14 +534,8 @@ impl Manager {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
-        for (uid, path) in self.context.cgroups.pods(node) {
-            if node.cgroups_per_qos
-                && unknown(&uid)
-                && let Err(error) = self.context.cgroups.tear_down_pod(&path).await
-            {
-                tracing::warn!(uid, %error, "the cgroup of a pod that is gone was not removed");
-            }
-        }
+        self.context.cgroups.weigh_all(node, &self.others("")).await;
+        self.context.cgroups.sweep(node, unknown).await;
         // Pods come and go in bursts; what they took meanwhile is not ours to keep.
         bosun_kit::memory::give_back();
     }

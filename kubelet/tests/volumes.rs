@@ -58,11 +58,13 @@ impl Rig {
             images: Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1),
             objects: Arc::new(NoObjects),
             report,
-            cgroups: Cgroups::None,
+            user_namespaces: fixture::user_namespaces(&node),
+            cgroups: Cgroups::absent(),
             client: None,
             runtime_name: "fake".into(),
             max_restart_delay: Duration::from_secs(300),
             probe_metrics: Default::default(),
+            workers: Default::default(),
         });
         let (pods, cancel) = (Pods::default(), CancellationToken::new());
         let (ended_to, ended) = mpsc::unbounded_channel();

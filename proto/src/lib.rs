@@ -17,6 +17,34 @@ pub mod cri {
     include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
 }
 
+/// The Container Storage Interface, `csi.v1`: the node service.
+///
+/// The server side is there for drivers written for tests.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; the .proto file is the documentation"
+)]
+pub mod csi {
+    include!(concat!(env!("OUT_DIR"), "/csi.v1.rs"));
+}
+
+/// How plugins make themselves known to the kubelet, `pluginregistration` v1.
+///
+/// The server side is there for plugins written for tests.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; the .proto file is the documentation"
+)]
+pub mod pluginregistration {
+    include!(concat!(env!("OUT_DIR"), "/pluginregistration.rs"));
+}
+
 /// Device plugins, `v1beta1` as of Kubernetes 1.36: the kubelet serves `Registration`, plugins serve `DevicePlugin`.
 #[allow(
     missing_docs,

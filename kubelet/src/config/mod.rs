@@ -438,7 +438,7 @@ impl Default for KubeletConfiguration {
             local_storage_capacity_isolation: true,
             container_runtime_endpoint: "unix:///run/containerd/containerd.sock".to_owned(),
             image_service_endpoint: Default::default(),
-            fail_cgroup_v1: Default::default(),
+            fail_cgroup_v1: true,
             user_namespaces: Default::default(),
         }
     }
@@ -759,20 +759,9 @@ fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
 
 /// Fields that parse but change nothing yet.
 const WITHOUT_EFFECT: &[&str] = &[
-    "httpCheckFrequency",
-    "staticPodURL",
-    "staticPodURLHeader",
-    "registryPullQPS",
-    "registryBurst",
-    "imagePullCredentialsVerificationPolicy",
-    "preloadedImagesVerificationAllowlist",
-    "eventRecordQPS",
-    "eventBurst",
     "enableContentionProfiling",
-    "kubeletCgroups",
     "systemCgroups",
     "cpuManagerPolicy",
-    "singleProcessOOMKill",
     "cpuManagerPolicyOptions",
     "cpuManagerReconcilePeriod",
     "memoryManagerPolicy",
@@ -789,27 +778,17 @@ const WITHOUT_EFFECT: &[&str] = &[
     "kubeAPIBurst",
     "podsPerCore",
     "enableControllerAttachDetach",
-    "protectKernelDefaults",
     "makeIPTablesUtilChains",
     "iptablesMasqueradeBit",
     "iptablesDropBit",
-    "failSwapOn",
-    "memorySwap",
     "configMapAndSecretChangeDetectionStrategy",
-    "reservedSystemCPUs",
     "showHiddenMetricsForVersion",
-    "systemReservedCgroup",
-    "kubeReservedCgroup",
-    "enforceNodeAllocatable",
     "allowedUnsafeSysctls",
     "volumePluginDir",
     "kernelMemcgNotification",
     "reservedMemory",
     "memoryThrottlingFactor",
     "memoryReservationPolicy",
-    "tracing",
-    "failCgroupV1",
-    "userNamespaces",
 ];
 
 /// The drop-ins below a folder, in order.

@@ -50,11 +50,12 @@ pub struct StatusInput<'a> {
 /// The phase that the containers make, before any verdict from outside.
 pub fn phase(input: &StatusInput<'_>) -> &'static str {
     let pod = input.pod;
+    let round = input.runtime.round(pod);
     for container in spec::init_containers(pod).iter().filter(|c| !spec::is_sidecar(c)) {
         if initialized_by_mains(input) {
             break;
         }
-        match input.runtime.newest(&container.name) {
+        match input.runtime.current(&container.name, round) {
             Some(r) if r.state == State::Exited && r.exit_code == 0 => {}
             Some(r) if r.state == State::Exited && !r.comes_back(pod, container) => {
                 return "Failed";
@@ -64,7 +65,11 @@ pub fn phase(input: &StatusInput<'_>) -> &'static str {
     }
     let mut counts = Counts::default();
     for container in &spec::spec(pod).containers {
-        counts.add(pod, container, input.runtime.newest(&container.name));
+        match input.runtime.newest(&container.name) {
+            // It is about to run again with all others.
+            Some(record) if record.round < round => counts.running += 1,
+            record => counts.add(pod, container, record),
+        }
     }
     counts.phase()
 }
@@ -102,7 +107,8 @@ impl Counts {
 }
 
 fn initialized_by_mains(input: &StatusInput<'_>) -> bool {
-    spec::spec(input.pod).containers.iter().any(|c| input.runtime.newest(&c.name).is_some())
+    let round = input.runtime.round(input.pod);
+    spec::spec(input.pod).containers.iter().any(|c| input.runtime.current(&c.name, round).is_some())
 }
 
 /// Whether every container has ended and none will start again. Once so, always so: what is left of the containers may
@@ -328,6 +334,10 @@ fn conditions(input: &StatusInput<'_>, old: &PodStatus, status: &PodStatus) -> V
         let error = input.resize_error;
         list.push((RESIZE_IN_PROGRESS, (true, error.map(|_| "Error"), error.map(str::to_owned))));
     }
+    let could = |c: &Container| c.restart_policy_rules.iter().flatten().any(|r| r.action == "RestartAllContainers");
+    if spec::containers(input.pod).any(|(_, container)| could(container)) {
+        list.push((ALL_RESTARTING, all_restarting(input, phase)));
+    }
     let owned: Vec<PodCondition> = list.into_iter().map(|(kind, answer)| condition(input, old, kind, answer)).collect();
     // Others' conditions (readiness gates, DisruptionTarget) stay as they are.
     let over = |kind: &str| RESIZE_CONDITIONS.contains(&kind);
@@ -337,10 +347,27 @@ fn conditions(input: &StatusInput<'_>, old: &PodStatus, status: &PodStatus) -> V
     owned.into_iter().chain(others).collect()
 }
 
+const ALL_RESTARTING: &str = "AllContainersRestarting";
 const RESIZE_PENDING: &str = "PodResizePending";
 const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 /// Conditions that go away when they are no longer so.
 pub const RESIZE_CONDITIONS: [&str; 2] = [RESIZE_PENDING, RESIZE_IN_PROGRESS];
+
+/// Whether containers of an earlier round still run (KEP-5532).
+fn all_restarting(input: &StatusInput<'_>, phase: &str) -> Answer {
+    let round = input.runtime.round(input.pod);
+    let left =
+        |c: &Container| input.runtime.newest(&c.name).is_some_and(|r| r.round < round && r.state == State::Running);
+    match phase {
+        "Succeeded" => (false, Some("PodCompleted"), None),
+        "Failed" => (false, Some("PodFailed"), None),
+        _ if !input.ending && spec::containers(input.pod).any(|(_, container)| left(container)) => {
+            let message = "container exited with restart policy rule";
+            (true, Some("RestartAllContainersStarted"), Some(message.to_owned()))
+        }
+        _ => answer(false),
+    }
+}
 
 /// Whether a container still runs with other resources than it was granted.
 fn is_resizing(input: &StatusInput<'_>) -> bool {
