@@ -180,10 +180,14 @@ impl Table {
         shown
     }
 
-    /// What pods may ask for in all: what is healthy, and at least what they have, so that what was admitted once is not
-    /// refused for a plugin that is away.
+    /// Corrects what pods may ask for in all: what is healthy, and at least what they have, so that what was admitted
+    /// once is not refused for a device that broke. Of a plugin that is away nothing is said: it may come back.
     pub fn overlay(&self, allocatable: &mut BTreeMap<String, Quantity>) {
         for (name, resource) in &self.resources {
+            if !resource.listed {
+                allocatable.remove(name);
+                continue;
+            }
             let healthy = resource.devices.values().filter(|device| device.healthy).count();
             allocatable.insert(name.clone(), Quantity::from_value(healthy.max(self.allocated(name).len()) as i64));
         }
@@ -320,8 +324,8 @@ pub(crate) mod tests {
         let now = Instant::now();
         let mut table = Table::default();
         let first = table.connected("x/gpu", Options::default(), now);
-        let broken = Device { healthy: false, ..device("b", None) };
-        table.listed("x/gpu", first, vec![device("a", None), broken]);
+        let broken = || Device { healthy: false, ..device("b", None) };
+        table.listed("x/gpu", first, vec![device("a", None), broken()]);
         table.give(("p", "app"), "x/gpu", &ids(&["a"]), ContainerAllocateResponse::default());
         let show = |table: &mut Table, later: u64| {
             let shown = table.capacity(now + Duration::from_secs(later), GRACE);
@@ -333,11 +337,16 @@ pub(crate) mod tests {
         assert_eq!(table.disconnected("x/gpu", first, now), (false, ids(&[])));
         assert_eq!(table.listed("x/gpu", second, vec![device("a", None), device("b", None)]), ids(&[]));
         assert_eq!(show(&mut table, 0), (Some(2), Some(2), 0));
-        assert_eq!(table.disconnected("x/gpu", second, now), (true, ids(&["p"])));
-        assert_eq!(show(&mut table, 300), (Some(2), Some(0), 0));
+        table.listed("x/gpu", second, vec![broken()]);
         let mut allocatable = BTreeMap::new();
         table.overlay(&mut allocatable);
         assert_eq!(allocatable["x/gpu"].value(), 1, "what a pod has counts as there");
+        table.listed("x/gpu", second, vec![device("a", None), device("b", None)]);
+        assert_eq!(table.disconnected("x/gpu", second, now), (true, ids(&["p"])));
+        assert_eq!(show(&mut table, 300), (Some(2), Some(0), 0));
+        let mut allocatable = [("x/gpu".to_owned(), Quantity::from_value(0))].into();
+        table.overlay(&mut allocatable);
+        assert!(allocatable.is_empty(), "it may come back");
         assert_eq!(show(&mut table, 301), (None, None, 1));
         assert!(table.knows("x/gpu"), "a pod still has one");
         let third = table.connected("x/gpu", Options::default(), now);
