@@ -14,6 +14,7 @@ use crate::objects::Objects;
 use crate::observe::Observer;
 use crate::report::Report;
 use crate::userns::UserNamespaces;
+use crate::volumes::csi::CsiVolumes;
 
 /// What every pod worker shares.
 pub struct Context {
@@ -31,6 +32,8 @@ pub struct Context {
     pub report: Report,
     /// User namespaces of pods.
     pub user_namespaces: UserNamespaces,
+    /// CSI volumes.
+    pub csi: Arc<CsiVolumes>,
     /// Cgroups of pods.
     pub cgroups: Cgroups,
     /// The API server; none in standalone mode.

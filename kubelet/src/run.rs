@@ -43,11 +43,13 @@ use crate::metrics;
 use crate::objects::{ApiObjects, NoObjects, Objects};
 use crate::observe::Observer;
 use crate::options::Options;
+use crate::plugins;
 use crate::report::Report;
 use crate::sources;
 use crate::startup;
 use crate::upkeep::{self, Upkeep};
 use crate::userns::{self, Ids, UserNamespaces};
+use crate::volumes::csi::CsiVolumes;
 
 /// How long a container runtime that does not answer yet is waited for.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
@@ -127,7 +129,9 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     let per_pod = config.user_namespaces.as_ref().and_then(|configured| configured.ids_per_pod);
     let ids = userns::given().and_then(|given| Ids::new(per_pod, given, config.max_pods));
     let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
+    let csi = CsiVolumes::new(&node, client.clone());
     let context = Arc::new(Context {
+        csi: csi.clone(),
         node: node.clone(),
         user_namespaces,
         runtime: runtime.clone(),
@@ -147,7 +151,8 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     let offer: SharedOffer =
         Arc::new(Mutex::new(Offer { name: name.clone(), apparmor: has_apparmor(), ..Offer::default() }));
     let (strain_to, strain) = watch::channel(upkeep::Strain::default());
-    let facts = Facts { runtime: runtime.clone(), observer: observer.clone(), strain: strain.clone() };
+    let facts =
+        Facts { runtime: runtime.clone(), observer: observer.clone(), strain: strain.clone(), csi: csi.clone() };
 
     let mut parts = tokio::task::JoinSet::new();
     if let Some(client) = &client {
@@ -171,6 +176,10 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     if let Some(informer) = &informer {
         let (pulls, metrics) = (context.images.measured().clone(), metrics.clone());
         parts.spawn(startup::follow(informer.clone(), pulls, metrics, cancel.clone()));
+    }
+    plugins::start(&node, [csi.registrar()], &mut parts, &cancel)?;
+    if client.is_some() {
+        parts.spawn(plugins::keep_csi_node(csi, cancel.clone()));
     }
     let statics = static_pods(&config, &name, &mut parts, &cancel);
     let inputs = Inputs { api: informer, statics, news, changes: api_objects.map(|objects| (changes, objects)) };

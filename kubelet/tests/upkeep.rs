@@ -24,6 +24,7 @@ use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
 use bosun_kubelet::report::Report;
 use bosun_kubelet::upkeep::{Settings, Strain, Strained, Upkeep};
+use bosun_kubelet::volumes::csi::CsiVolumes;
 use bosun_kubelet_cgroup::Hierarchy;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -69,6 +70,7 @@ impl Rig {
         let images = Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1);
         let context = Arc::new(Context {
             user_namespaces: fixture::user_namespaces(&node),
+            csi: CsiVolumes::new(&node, None),
             node,
             runtime,
             observer: observer.clone(),

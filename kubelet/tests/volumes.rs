@@ -21,6 +21,7 @@ use bosun_kubelet::manager::{Inputs, Manager, Pods};
 use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
 use bosun_kubelet::report::Report;
+use bosun_kubelet::volumes::csi::CsiVolumes;
 use k8s_openapi::api::core::v1::Pod;
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
@@ -59,6 +60,7 @@ impl Rig {
             objects: Arc::new(NoObjects),
             report,
             user_namespaces: fixture::user_namespaces(&node),
+            csi: CsiVolumes::new(&node, None),
             cgroups: Cgroups::None,
             client: None,
             runtime_name: "fake".into(),

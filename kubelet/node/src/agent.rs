@@ -302,6 +302,7 @@ impl NodeAgent {
             images: if runtime.is_ok() { self.images(renewed).await } else { None },
             runtime: Some(runtime),
             errors: self.facts.errors(),
+            volumes_in_use: self.facts.volumes_in_use(),
         }
     }
 
