@@ -54,12 +54,14 @@ use crate::metrics;
 use crate::objects::{ApiObjects, NoObjects, Objects};
 use crate::observe::Observer;
 use crate::options::Options;
+use crate::plugins;
 use crate::report::Report;
 use crate::sources;
 use crate::startup;
 use crate::systemd;
 use crate::upkeep::{self, Upkeep};
 use crate::userns::{self, Ids, UserNamespaces};
+use crate::volumes::csi::CsiVolumes;
 use crate::worker::Workers;
 
 /// How long a container runtime that does not answer yet is waited for, from one answer to the next.
@@ -160,7 +162,9 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let alignment = Arc::new(open_alignment(&config, &gates, &node, &upkeep.eviction_hard)?);
     alignment.register(&metrics);
     let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
+    let csi = CsiVolumes::new(&node, client.clone());
     let context = Arc::new(Context {
+        csi: csi.clone(),
         node: node.clone(),
         user_namespaces,
         runtime: runtime.clone(),
@@ -187,6 +191,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         observer: observer.clone(),
         strain: strain.clone(),
         devices: alignment.devices.clone(),
+        csi: csi.clone(),
     };
     let requests = serve_devices(&alignment, &pods, &node, &cancel)?;
     requests.register(&metrics);
@@ -221,6 +226,10 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     if let Some(informer) = &informer {
         let (pulls, metrics) = (context.images.measured().clone(), metrics.clone());
         parts.spawn(startup::follow(informer.clone(), pulls, metrics, cancel.clone()));
+    }
+    plugins::start(&node, [csi.registrar()], &mut parts, &cancel)?;
+    if client.is_some() {
+        parts.spawn(plugins::keep_csi_node(csi, cancel.clone()));
     }
     let statics = static_pods(&config, &name, &mut parts, &cancel);
     let inputs = Inputs { api: informer, statics, news, changes: api_objects.map(|objects| (changes, objects)) };

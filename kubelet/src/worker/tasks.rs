@@ -46,7 +46,8 @@ const LEAST_GRACE: i64 = 2;
 
 /// What came of a task.
 pub(super) enum TaskResult {
-    Mounted(Result<Made, String>),
+    /// What was made; or why not, and how long to wait before the next try.
+    Mounted(Result<Made, (String, Duration)>),
     CleanedUp(Result<(), String>),
     Sandbox(Result<SandboxRecord, String>),
     SandboxStopped(String, Result<(), String>),
@@ -101,12 +102,17 @@ pub(super) struct Ready {
 
 /// Volumes, folders and cgroup.
 pub(super) async fn mount(context: &Context, pod: &Pod) -> TaskResult {
-    match volumes::set_up(pod, &context.node, &*context.objects).await {
-        Ok(made) => TaskResult::Mounted(Ok(made)),
+    match volumes::set_up(pod, &context.node, &*context.objects, &context.csi).await {
+        Ok(made) => {
+            for note in &made.notes {
+                context.report.pod(pod, note.kind, note.reason, note.message.clone());
+            }
+            TaskResult::Mounted(Ok(made))
+        }
         Err(error) => {
             let message = error.to_string();
-            context.report.pod(pod, EventType::Warning, "FailedMount", message.clone());
-            TaskResult::Mounted(Err(message))
+            context.report.pod(pod, EventType::Warning, error.reason(), message.clone());
+            TaskResult::Mounted(Err((message, error.retry())))
         }
     }
 }
@@ -115,7 +121,7 @@ pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
     if let Err(error) = context.cgroups.tear_down_pod(pod, &context.node).await {
         tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
     }
-    let removed = volumes::tear_down(&context.node, spec::uid(pod)).await;
+    let removed = volumes::tear_down(&context.node, &context.csi, spec::uid(pod)).await;
     TaskResult::CleanedUp(removed.map_err(|error| error.to_string()))
 }
 
@@ -359,7 +365,7 @@ fn configure(
     let looked = make_container::Looked {
         env,
         mounts,
-        devices: Vec::new(),
+        devices: volumes::devices::for_container(pod, container, node)?,
         image_ref: start.ready.image.reference.clone(),
         image_user: start.ready.image.user.clone(),
         target: start.target.clone().transpose()?,
