@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use bosun_api::pod::Resources;
 use bosun_kit::backoff::Backoff;
 use bosun_kit::events::Recorder;
 use bosun_kit::gates::FeatureGates;
@@ -28,6 +29,7 @@ use bosun_kubelet_trace::Tracing;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
 use sd_notify::NotifyState;
@@ -99,6 +101,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let gates = config.gates().map_err(anyhow::Error::msg)?;
     let watchdog = systemd::watchdog_timeout().map_err(anyhow::Error::msg)?;
     prepare_kernel(&options, &config, &gates)?;
+    open_files(config.max_open_files);
     metrics::register_facts(&metrics, &name, &gates);
     metrics::register_certificates(&metrics, &options.cert_dir);
     let tracing = start_tracing(&config, &name)?;
@@ -463,7 +466,10 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
             let status = node.status.as_ref();
             let allocatable = status.and_then(|s| s.allocatable.as_ref());
             let amounts = allocatable.into_iter().flatten();
-            let allocatable = amounts.map(|(name, amount)| (name.clone(), bosun_api::quantity::of(amount))).collect();
+            let allocatable: Resources =
+                amounts.map(|(name, amount)| (name.clone(), bosun_api::quantity::of(amount))).collect();
+            // What the Node says has podsPerCore in it.
+            let pods = allocatable.get("pods").and_then(|pods| usize::try_from(pods.value()).ok());
             let mut offer = offer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             *offer = Offer {
                 known: true,
@@ -471,7 +477,7 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
                 labels: node.metadata.labels.clone().unwrap_or_default(),
                 taints: bosun_api::node::taints(&node).to_vec(),
                 allocatable,
-                max_pods: max_pods as usize,
+                max_pods: pods.unwrap_or(max_pods as usize),
                 strain: offer.strain.clone(),
                 apparmor: offer.apparmor,
                 strict_groups: status.and_then(|s| s.features.as_ref()?.supplemental_groups_policy).unwrap_or_default(),
@@ -531,6 +537,18 @@ fn prepare_kernel(options: &Options, config: &KubeletConfiguration, gates: &Feat
         false => Policy::Set,
     };
     kernel.prepare(policy).map_err(anyhow::Error::msg).context("the kernel's settings (protectKernelDefaults)")
+}
+
+/// Lets this process have as many files open as the configuration says, or as the host lets it.
+fn open_files(wanted: i64) {
+    let wanted = u64::try_from(wanted).unwrap_or_default();
+    let set = |soft: u64, hard: u64| setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if set(wanted, wanted).is_err()
+        && let Err(error) = set(wanted.min(hard), hard)
+    {
+        tracing::warn!(%error, wanted, "maxOpenFiles: the limit was not set");
+    }
 }
 
 /// The client, with its requests counted.

@@ -22,8 +22,8 @@ use super::Message;
 use crate::context::Context;
 use crate::handler;
 use crate::images::{Present, Wanted};
-use crate::make::env::{EnvObjects, environment};
-use crate::make::{Node, container as make_container, resources, sandbox as make_sandbox, security, text};
+use crate::make::env::{self, EnvObjects, environment};
+use crate::make::{Node, container as make_container, env_file, resources, sandbox as make_sandbox, security, text};
 use crate::objects;
 use crate::pod::plan::{Cause, Failure};
 use crate::pod::probe::{Due, ProbeKind, Remembered, probe_of};
@@ -344,6 +344,19 @@ async fn look_at(context: &Context, id: &str, sandbox: &str) -> Option<Container
 
 type Configs = (cri::ContainerConfig, cri::PodSandboxConfig);
 
+/// The objects with the files of volumes that the environment names. Read late: a container that ran before may just have
+/// written them.
+fn with_files(node: &Node, pod: &Pod, container: &Container, objects: &EnvObjects) -> Result<EnvObjects, String> {
+    let mut objects = objects.clone();
+    for (volume, path) in env::files(container) {
+        // The API lets such files be in emptyDir volumes alone.
+        let text = volumes::read(&node.volume_dir(pod, "empty-dir", volume), Path::new(path), env_file::MAX_SIZE);
+        let text = text.map_err(|error| format!("couldn't parse env file: {volume}/{path}: {error}"))?;
+        objects.files.insert((volume.to_owned(), path.to_owned()), text);
+    }
+    Ok(objects)
+}
+
 fn configure(
     context: &Context,
     start: &StartContainer,
@@ -355,7 +368,13 @@ fn configure(
     let user_namespace = context.user_namespaces.of(pod)?;
     // What the pod says itself comes later, and so wins.
     let mut env: Vec<_> = std::mem::take(&mut given.envs).into_iter().collect();
-    env.extend(environment(pod, container, node, &start.ips, &start.ready.objects)?);
+    env.extend(environment(
+        pod,
+        container,
+        node,
+        &start.ips,
+        &with_files(node, pod, container, &start.ready.objects)?,
+    )?);
     let found = volumes::mounts::Looked { images: start.ready.shown.clone(), recursive_read_only };
     let mut mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
     for mount in &mut mounts {
