@@ -27,6 +27,7 @@ pub mod observe;
 pub mod options;
 pub mod plugins;
 pub mod pod;
+mod pod_network;
 pub mod probes;
 pub mod report;
 mod run;

@@ -57,6 +57,7 @@ use crate::objects::{ApiObjects, NoObjects, Objects};
 use crate::observe::Observer;
 use crate::options::Options;
 use crate::plugins;
+use crate::pod_network;
 use crate::report::Report;
 use crate::sources;
 use crate::startup;
@@ -202,6 +203,9 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     parts.spawn(pools::keep(context.clone(), pods.clone(), period, cancel.clone()));
 
     let mut agent_handle = None;
+    if client.is_none() && !config.pod_cidr.is_empty() {
+        parts.spawn(pod_network::announce(runtime.clone(), config.pod_cidr.clone(), cancel.clone()));
+    }
     if let Some(client) = &client {
         let mut of_node = node_config(&options, &config, &name, &ips)?;
         of_node.eviction_hard.clone_from(&upkeep.eviction_hard);
@@ -210,6 +214,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         agent_handle = Some(handle.clone());
         parts.spawn(tell_strain(handle.clone(), strain, cancel.clone()));
         parts.spawn(agent.run(cancel.clone()));
+        parts.spawn(pod_network::follow(runtime.clone(), handle.node(), cancel.clone()));
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
     let poke = move || agent_handle.iter().for_each(NodeHandle::poke);

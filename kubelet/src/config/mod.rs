@@ -763,7 +763,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "systemCgroups",
     "qosReserved",
     "hairpinMode",
-    "podCIDR",
     "runOnce",
     "contentType",
     "kubeAPIQPS",
