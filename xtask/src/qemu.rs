@@ -19,6 +19,8 @@ use crate::progress::Progress;
 const TESTS: &[Test] = &[
     Test { package: "bosun-kubelet", name: "cgroups", arguments: &["--include-ignored", "--test-threads=1"] },
     Test { package: "bosun-kubelet", name: "standalone", arguments: &[] },
+    // The last one shuts the machine down.
+    Test { package: "bosun-kubelet", name: "shutdown", arguments: &["--include-ignored"] },
 ];
 /// Before each line of ours among those of the tests.
 const MARK: &str = "@@";
@@ -103,7 +105,7 @@ fn script(tests: &[&Test], programs: &[PathBuf], filter: Option<&str>, limit: u6
         let arguments = test.arguments.iter().copied().chain(filter).collect::<Vec<_>>().join(" ");
         let _ = writeln!(script, "echo '{MARK} begin {}'", test.name);
         let _ = writeln!(script, "timeout -k 5 {limit} {} {arguments}", program.display());
-        let _ = writeln!(script, "echo \"{MARK} end {} $?\"", test.name);
+        let _ = writeln!(script, "printf '\\n{MARK} end {} %s\\n' $?", test.name);
     }
     script
 }
