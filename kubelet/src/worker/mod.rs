@@ -416,7 +416,7 @@ impl Worker {
             return;
         }
         report.pod(&self.pod, EventType::Normal, "ResizeStarted", resize::message("started", &wanted, ""));
-        self.allocation.granted = Allocation::of(&wanted).granted;
+        self.allocation.grant(&wanted);
         (self.answer, self.resize_failure, self.resizing) = (answer, None, true);
         self.pod = Arc::new(Pod { status: self.pod.status.clone(), ..(*wanted).clone() });
         self.wanted = None;
@@ -426,7 +426,8 @@ impl Worker {
 
     /// Keeps what was granted and given once the pod has a folder, if there is anything to keep.
     fn keep_allocation(&mut self) {
-        self.allocation.applied.retain(|id, _| self.runtime.running().any(|container| container.id == *id));
+        let runs = |id: &str| id == resize::WHOLE || self.runtime.running().any(|container| container.id == id);
+        self.allocation.applied.retain(|id, _| runs(id));
         if self.allocation.is_trivial() || self.kept_allocation.as_ref() == Some(&self.allocation) {
             return;
         }
@@ -636,6 +637,10 @@ impl Worker {
             }
             Action::ResizeContainer { container, id } => {
                 self.tasks.spawn(async move { done(tasks::resize(&context, &pod, &container, id).await) });
+            }
+            Action::ResizePod => {
+                let running = self.runtime.running().map(|c| (c.name.clone(), c.id.clone())).collect();
+                self.tasks.spawn(async move { done(tasks::resize_whole(&context, &pod, running).await) });
             }
             Action::KillContainer { container, id, grace, cause } => {
                 if let Some(record) = self.runtime.containers.iter_mut().find(|c| c.id == id) {
