@@ -307,32 +307,14 @@ impl Drop for SwapFile {
 
 #[test]
 #[ignore = "makes swap for the whole machine: cargo xtask qemu"]
-fn swap_is_shared_out_by_memory() {
+fn a_machine_that_swaps_is_refused_unless_that_is_allowed() {
     let _swap = SwapFile::on();
     let mut node = TestNode::start_with(json!({"memorySwap": {"swapBehavior": "LimitedSwap"}}), false);
     node.start_kubelet();
     wait("the refusal", || node.log().contains("running with swap on is not supported, please disable swap"));
     wait("the kubelet's end", || node.kubelet_ended().is_some());
-
     node.configuration["failSwapOn"] = json!(false);
     node.configure();
-    node.manifest("some", &pod(&[sleeper(&json!({"requests": {"memory": "128Mi"}}))]));
-    node.manifest("sure", &pod(&[sleeper(&json!({"limits": {"cpu": "1", "memory": "128Mi"}}))]));
     node.start_kubelet();
-    until_running(&node, 2);
-    let view = View::of(&node, Driver::Cgroupfs);
-    // The containers' own cgroups are within the pods'; the sandbox's has no limit.
-    let swap = |pod: Name| -> Vec<String> {
-        let inner = fs::read_dir(view.folder(&pod, "memory")).unwrap().flatten().filter(|e| e.path().is_dir());
-        let mut found: Vec<_> = inner.map(|e| fs::read_to_string(e.path().join("memory.swap.max")).unwrap()).collect();
-        found.sort();
-        found.iter().map(|text| text.trim().to_owned()).collect()
-    };
-    let some = swap(view.pods.child("burstable").child(&format!("pod{}", uid(&node, "some"))));
-    let swap_total = (64_u64 << 20) - 4096;
-    let page = |bytes: f64| bytes as u64 / 4096 * 4096;
-    let share = page((128_u64 << 20) as f64 / machine_memory() as f64 * swap_total as f64);
-    assert!(some.contains(&share.to_string()), "{some:?} has no {share}");
-    let sure = swap(view.pods.child(&format!("pod{}", uid(&node, "sure"))));
-    assert!(sure.contains(&"0".to_owned()), "{sure:?}");
+    wait_or("its start", || node.log().contains("kubelet started"), || node.log());
 }

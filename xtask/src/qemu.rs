@@ -18,7 +18,11 @@ use crate::progress::Progress;
 /// that they are left out where it is not one.
 const TESTS: &[Test] = &[
     Test { package: "bosun-kubelet", name: "cgroups", arguments: &["--include-ignored", "--test-threads=1"] },
-    Test { package: "bosun-kubelet", name: "standalone", arguments: &[] },
+    Test {
+        package: "bosun-kubelet",
+        name: "upkeep",
+        arguments: &["with_a_real_runtime", "--include-ignored", "--test-threads=1"],
+    },
     // The last one shuts the machine down.
     Test { package: "bosun-kubelet", name: "shutdown", arguments: &["--include-ignored"] },
 ];
@@ -33,7 +37,7 @@ struct Test {
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Only this test program: cgroups, standalone or shutdown.
+    /// Only this test program: cgroups, upkeep or shutdown.
     #[arg(long)]
     test: Option<String>,
     /// Only tests with this in their name.
