@@ -19,7 +19,8 @@ use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::fake::FakeRuntime;
 use bosun_kubelet::cri::{GrpcRuntime, Runtime};
 use bosun_kubelet::images::Images;
-use bosun_kubelet::make::{Node, resources};
+use bosun_kubelet::make::Node;
+use bosun_kubelet::make::resources::{self, Swap};
 use bosun_kubelet::manager::{Inputs, Manager, Pods};
 use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
@@ -392,5 +393,40 @@ async fn with_a_real_runtime_disk_and_memory_are_measured() {
     assert!(message.ends_with(", request is 2Mi, has larger consumption of memory. "), "{message}");
     assert_eq!(rig.status("small")["phase"], "Running", "one at a time, the largest first");
     rig.until_phase("small", "Failed").await;
+    rig.cancel.cancel();
+}
+
+#[tokio::test]
+#[ignore = "needs version 2 cgroups: cargo xtask qemu"]
+async fn with_a_real_runtime_swap_is_shared_out_by_memory() {
+    let machine = TestNode::start();
+    let node = Node {
+        root_dir: machine.folder.join("kubelet"),
+        pod_logs_dir: machine.folder.join("logs/pods"),
+        container_logs_dir: machine.folder.join("logs/containers"),
+        cgroup_root: format!("/{}/kubepods", machine.name),
+        cgroups_per_qos: true,
+        // Of 1 GiB of memory and 64 MiB of swap.
+        limits: resources::Settings { unified: true, swap: Swap::Limited(64 << 20), ..Default::default() },
+        ..fixture::node(&machine.folder)
+    };
+    let endpoint = format!("unix://{}", machine.path("c.sock"));
+    let runtime = Arc::new(GrpcRuntime::new(&endpoint, "", Duration::from_secs(60)).unwrap());
+    let cgroups = Cgroups::detect(Driver::Cgroupfs);
+    cgroups.set_up_node(&node).await.unwrap();
+    let mut rig = Rig::on(runtime, node, cgroups, Offer::default());
+    rig.add("some", doing("true", json!({"requests": {"memory": "128Mi"}})));
+    rig.add("sure", doing("true", json!({"requests": {"memory": "32Mi"}, "limits": {"memory": "32Mi"}})));
+    for (name, swap) in [("some", "8388608\n"), ("sure", "0\n")] {
+        rig.until_phase(name, "Running").await;
+        let pod = rig.pod(name).unwrap();
+        let status = serde_json::to_value(&pod.status).unwrap();
+        let id =
+            status["containerStatuses"][0]["containerID"].as_str().unwrap().trim_start_matches("fake://").to_owned();
+        let hierarchy = Hierarchy::new("/sys/fs/cgroup");
+        let cgroup = hierarchy.container(&resources::cgroup_parent(&pod, &rig.context.node), &id).unwrap();
+        let file = hierarchy.folder("memory", &cgroup).join("memory.swap.max");
+        assert_eq!(fs::read_to_string(file).unwrap(), swap, "{name}");
+    }
     rig.cancel.cancel();
 }

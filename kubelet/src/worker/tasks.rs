@@ -28,7 +28,7 @@ use crate::objects;
 use crate::pod::plan::{Cause, Failure};
 use crate::pod::probe::{Due, ProbeKind, Remembered, probe_of};
 use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
-use crate::pod::resize::Allocation;
+use crate::pod::resize::{self, Allocation};
 use crate::pod::spec;
 use crate::probes::{self, Outcome};
 use crate::userns;
@@ -421,6 +421,25 @@ pub(super) async fn resize(context: &Context, pod: &Pod, name: &str, id: String)
     };
     let given = give(context, pod, &container, &id).await;
     TaskResult::Resized(id, given.map(|()| container.resources.clone().unwrap_or_default()))
+}
+
+/// Gives the pod as a whole the resources that it was granted, and its running containers what they have from it.
+pub(super) async fn resize_whole(context: &Context, pod: &Pod, running: Vec<(String, String)>) -> TaskResult {
+    let id = resize::WHOLE.to_owned();
+    // Raised before what is within, lowered after: one of the two attempts fits.
+    let before = context.cgroups.set_up_pod(pod, &context.node).await;
+    for (name, container_id) in running {
+        let Some((_, container)) = spec::container(pod, &name) else { continue };
+        if let Err(message) = give(context, pod, &container, &container_id).await {
+            return TaskResult::Resized(id, Err(message));
+        }
+    }
+    if before.is_err()
+        && let Err(error) = context.cgroups.set_up_pod(pod, &context.node).await
+    {
+        return TaskResult::Resized(id, Err(error.to_string()));
+    }
+    TaskResult::Resized(id, Ok(spec::spec(pod).resources.clone().unwrap_or_default()))
 }
 
 async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> Result<(), String> {

@@ -14,6 +14,8 @@ use sha2::{Digest, Sha256};
 
 /// The program of the containers.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
+/// How long anything may take; on an emulated machine everything does.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The image that is on the node.
 pub(crate) const IMAGE: &str = "localhost/busybox:dev";
 
@@ -294,7 +296,7 @@ pub(crate) fn wait(what: &str, done: impl FnMut() -> bool) {
 pub(crate) fn wait_or(what: &str, mut done: impl FnMut() -> bool, why: impl Fn() -> String) {
     let began = Instant::now();
     while !done() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what} takes too long\n{}", why());
+        assert!(began.elapsed() < PATIENCE, "{what} takes too long\n{}", why());
         std::thread::sleep(Duration::from_millis(100));
     }
 }
