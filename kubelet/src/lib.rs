@@ -8,6 +8,7 @@
 pub mod admission;
 pub mod api_status;
 pub mod cgroups;
+pub mod claims;
 pub mod config;
 pub mod context;
 pub mod cri;

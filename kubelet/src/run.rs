@@ -15,10 +15,12 @@ use bosun_kit::metrics::Metrics;
 use bosun_kit::rate::Limit;
 use bosun_kit::tls::ReloadingClientCa;
 use bosun_kubelet_cgroup::{Driver, Layout};
+use bosun_kubelet_dra::KubeApi;
 use bosun_kubelet_node::identity::{IdentityConfig, establish};
 use bosun_kubelet_node::machine::MachineReader;
 use bosun_kubelet_node::serving::{self, RequestedCert};
 use bosun_kubelet_node::{NodeAgent, NodeConfig, NodeHandle, address};
+use bosun_kubelet_plugins::{DRA_PLUGIN, Handler, PluginWatcher};
 use bosun_kubelet_server::auth::{ApiReviewer, Auth, AuthConfig, AuthorizationMode, Reviewer};
 use bosun_kubelet_server::{KubeletServer, ServerConfig, serve_health};
 use bosun_kubelet_trace::Tracing;
@@ -153,8 +155,23 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let per_pod = config.user_namespaces.as_ref().and_then(|configured| configured.ids_per_pod);
     let ids = userns::given().and_then(|given| Ids::new(per_pod, given, config.max_pods));
     let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
+    let claims = match client.as_ref().filter(|_| gates.enabled("DynamicResourceAllocation")) {
+        Some(client) => {
+            let api = Arc::new(KubeApi::new(client.clone(), &name));
+            Some(bosun_kubelet_dra::Manager::start(api, &node.root_dir, &metrics)?)
+        }
+        None => None,
+    };
+    // What registers by plugins_registry, by its type.
+    let mut plugins: Vec<(String, Arc<dyn Handler>)> = Vec::new();
+    plugins.extend(claims.iter().map(|claims| (DRA_PLUGIN.to_owned(), claims.drivers() as Arc<dyn Handler>)));
+    if !plugins.is_empty() {
+        let watcher = PluginWatcher::new(&node.root_dir.join("plugins_registry"), plugins)?;
+        parts.spawn(watcher.run(cancel.clone()));
+    }
     let context = Arc::new(Context {
         node: node.clone(),
+        claims,
         user_namespaces,
         runtime: runtime.clone(),
         observer: observer.clone(),

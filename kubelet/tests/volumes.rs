@@ -60,6 +60,7 @@ impl Rig {
             report,
             user_namespaces: fixture::user_namespaces(&node),
             cgroups: Cgroups::absent(),
+            claims: None,
             client: None,
             runtime_name: "fake".into(),
             max_restart_delay: Duration::from_secs(300),

@@ -161,6 +161,9 @@ pub fn status(input: &StatusInput<'_>) -> PodStatus {
         container_statuses: (!main.is_empty()).then_some(main),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         observed_generation: pod.metadata.generation,
+        // Others write which claims the pod has; it keeps what it knows of them.
+        resource_claim_statuses: old.resource_claim_statuses.clone(),
+        extended_resource_claim_status: old.extended_resource_claim_status.clone(),
         ..PodStatus::default()
     };
     if input.failed.is_some() && input.runtime.is_empty() && old.container_statuses.is_none() {

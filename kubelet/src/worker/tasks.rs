@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Message;
+use crate::claims;
 use crate::context::Context;
 use crate::handler;
 use crate::images::{Present, Wanted};
@@ -111,6 +112,9 @@ pub(super) async fn mount(context: &Context, pod: &Pod) -> TaskResult {
 }
 
 pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
+    if let Err(message) = claims::give_back(context, pod).await {
+        return TaskResult::CleanedUp(Err(message));
+    }
     if let Err(error) = context.cgroups.tear_down_pod(pod, &context.node).await {
         tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
     }
@@ -124,6 +128,9 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
         context.report.pod(pod, EventType::Warning, "FailedCreatePodSandBox", event);
         TaskResult::Sandbox(Err(message))
     };
+    if let Err(message) = claims::prepare(context, pod).await {
+        return TaskResult::Sandbox(Err(message));
+    }
     if let Err(error) = context.cgroups.set_up_pod(pod, &context.node).await {
         return failed(error.to_string());
     }
@@ -361,7 +368,10 @@ fn configure(
     let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text(), user_namespace);
     let logs = PathBuf::from(&sandbox_config.log_directory).join(&container.name);
     fs::create_dir_all(&logs).map_err(|error| format!("make log folder {}: {error}", logs.display()))?;
-    Ok((make_container::config(pod, container, node, start.attempt, looked), sandbox_config))
+    let mut config = make_container::config(pod, container, node, start.attempt, looked);
+    let by_claims = claims::cdi_devices(context, pod, container)?;
+    config.cdi_devices.extend(by_claims.into_iter().map(|name| cri::CdiDevice { name }));
+    Ok((config, sandbox_config))
 }
 
 /// The name by which log collectors find a container's log.
