@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kube::Client;
 
+use crate::alignment::Alignment;
 use crate::cgroups::Cgroups;
 use crate::cri::Runtime;
 use crate::images::Images;
@@ -32,6 +33,8 @@ pub struct Context {
     pub report: Report,
     /// User namespaces of pods.
     pub user_namespaces: UserNamespaces,
+    /// CPUs, memory and devices that pods have for themselves.
+    pub alignment: Arc<Alignment>,
     /// Cgroups of pods.
     pub cgroups: Cgroups,
     /// Claims of pods; none in standalone mode.

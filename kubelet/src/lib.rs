@@ -6,6 +6,7 @@
 //! cgroups ([`cgroups`]). What keeps the node itself going is in [`upkeep`].
 
 pub mod admission;
+pub mod alignment;
 pub mod api_status;
 pub mod cgroups;
 pub mod claims;

@@ -1,5 +1,6 @@
 //! Putting the parts together: the runtime, the API server if there is one, the sources, the manager, the server.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -15,9 +16,11 @@ use bosun_kit::metrics::Metrics;
 use bosun_kit::rate::Limit;
 use bosun_kit::tls::ReloadingClientCa;
 use bosun_kubelet_cgroup::{Driver, Layout};
+use bosun_kubelet_devices::{pod_resources, registration};
 use bosun_kubelet_dra::KubeApi;
 use bosun_kubelet_node::identity::{IdentityConfig, establish};
 use bosun_kubelet_node::machine::MachineReader;
+use bosun_kubelet_node::pressure::Thresholds;
 use bosun_kubelet_node::serving::{self, RequestedCert};
 use bosun_kubelet_node::{NodeAgent, NodeConfig, NodeHandle, address};
 use bosun_kubelet_plugins::{DRA_PLUGIN, Handler, PluginWatcher};
@@ -35,6 +38,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Offer;
+use crate::alignment::shown::{self, PodsResources};
+use crate::alignment::{Alignment, pools};
 use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
 use crate::context::Context;
@@ -154,6 +159,8 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     images.register(&metrics);
     let per_pod = config.user_namespaces.as_ref().and_then(|configured| configured.ids_per_pod);
     let ids = userns::given().and_then(|given| Ids::new(per_pod, given, config.max_pods));
+    let alignment = Arc::new(open_alignment(&config, &gates, &node, &upkeep.eviction_hard)?);
+    alignment.register(&metrics);
     let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
     let claims = match client.as_ref().filter(|_| gates.enabled("DynamicResourceAllocation")) {
         Some(client) => {
@@ -178,6 +185,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         images,
         objects,
         report,
+        alignment: alignment.clone(),
         cgroups,
         client: client.clone(),
         runtime_name: version.runtime_name.clone(),
@@ -191,17 +199,30 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let offer: SharedOffer =
         Arc::new(Mutex::new(Offer { name: name.clone(), apparmor: has_apparmor(), ..Offer::default() }));
     let (strain_to, strain) = watch::channel(upkeep::Strain::default());
-    let facts = Facts { runtime: runtime.clone(), observer: observer.clone(), strain: strain.clone() };
+    let facts = Facts {
+        runtime: runtime.clone(),
+        observer: observer.clone(),
+        strain: strain.clone(),
+        devices: alignment.devices.clone(),
+    };
+    let requests = serve_devices(&alignment, &pods, &node, &cancel)?;
+    requests.register(&metrics);
+    let period = config.cpu_manager_reconcile_period.0;
+    parts.spawn(pools::keep(context.clone(), pods.clone(), period, cancel.clone()));
 
+    let mut agent_handle = None;
     if let Some(client) = &client {
         let mut of_node = node_config(&options, &config, &name, &ips)?;
         of_node.eviction_hard.clone_from(&upkeep.eviction_hard);
         let agent = NodeAgent::new(of_node, client.clone(), Arc::new(facts), recorder.clone())?;
         let handle = agent.handle();
+        agent_handle = Some(handle.clone());
         parts.spawn(tell_strain(handle.clone(), strain, cancel.clone()));
         parts.spawn(agent.run(cancel.clone()));
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
+    let poke = move || agent_handle.iter().for_each(NodeHandle::poke);
+    parts.spawn(pools::tell_of_devices(context.clone(), pods.clone(), poke, cancel.clone()));
     let served = Served { host, metrics: metrics.clone(), probe_metrics, gates };
     let checks = serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
     if let Some(timeout) = watchdog {
@@ -233,6 +254,32 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         tracing.stop().await;
     }
     Ok(())
+}
+
+/// CPUs, memory and devices, with what hard eviction keeps free of memory.
+fn open_alignment(
+    config: &KubeletConfiguration,
+    gates: &FeatureGates,
+    node: &Node,
+    eviction_hard: &BTreeMap<String, String>,
+) -> Result<Alignment> {
+    let thresholds = Thresholds::parse(eviction_hard)?;
+    let evicted = thresholds.reserved("memory.available", node.memory_capacity.try_into().unwrap_or(0));
+    Alignment::open(config, gates, &node.root_dir, evicted)
+}
+
+/// Listens for device plugins, and for agents that ask what pods have.
+fn serve_devices(
+    alignment: &Arc<Alignment>,
+    pods: &Pods,
+    node: &Node,
+    cancel: &CancellationToken,
+) -> Result<pod_resources::Requests> {
+    registration::serve(alignment.devices.clone(), cancel.clone())?;
+    let requests = pod_resources::Requests::default();
+    let shown = Arc::new(PodsResources { alignment: alignment.clone(), pods: pods.clone() });
+    pod_resources::serve(&node.root_dir.join(shown::FOLDER), shown, requests.clone(), cancel.clone())?;
+    Ok(requests)
 }
 
 /// The records of who may use which image, with what a killed kubelet left behind put right.
@@ -450,7 +497,7 @@ fn static_pods(
     name: &str,
     parts: &mut tokio::task::JoinSet<()>,
     cancel: &CancellationToken,
-) -> Option<mpsc::UnboundedReceiver<std::collections::BTreeMap<String, Arc<Pod>>>> {
+) -> Option<mpsc::UnboundedReceiver<BTreeMap<String, Arc<Pod>>>> {
     if config.static_pod_path.is_empty() {
         return None;
     }
@@ -467,7 +514,7 @@ fn url_pods(
     name: &str,
     parts: &mut tokio::task::JoinSet<()>,
     cancel: &CancellationToken,
-) -> Option<mpsc::UnboundedReceiver<std::collections::BTreeMap<String, Arc<Pod>>>> {
+) -> Option<mpsc::UnboundedReceiver<BTreeMap<String, Arc<Pod>>>> {
     if config.static_pod_url.is_empty() {
         return None;
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bosun_kit::events::Recorder;
 use bosun_kubelet::admission::Offer;
+use bosun_kubelet::alignment::Alignment;
 use bosun_kubelet::cgroups::Cgroups;
 use bosun_kubelet::config::KubeletConfiguration;
 use bosun_kubelet::context::Context;
@@ -69,6 +70,7 @@ impl Rig {
         let images = Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1);
         let context = Arc::new(Context {
             user_namespaces: fixture::user_namespaces(&node),
+            alignment: Arc::new(Alignment::none(&node.root_dir).unwrap()),
             node,
             runtime,
             observer: observer.clone(),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bosun_kit::events::Recorder;
 use bosun_kubelet::admission::Offer;
+use bosun_kubelet::alignment::Alignment;
 use bosun_kubelet::cgroups::Cgroups;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::Runtime;
@@ -59,6 +60,7 @@ impl Rig {
             objects: Arc::new(NoObjects),
             report,
             user_namespaces: fixture::user_namespaces(&node),
+            alignment: Arc::new(Alignment::none(&node.root_dir).unwrap()),
             cgroups: Cgroups::absent(),
             claims: None,
             client: None,

@@ -69,3 +69,27 @@ pub mod dra {
         include!(concat!(env!("OUT_DIR"), "/v1alpha1.rs"));
     }
 }
+
+/// Device plugins, `v1beta1` as of Kubernetes 1.36: the kubelet serves `Registration`, plugins serve `DevicePlugin`.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; the .proto file is the documentation"
+)]
+pub mod deviceplugin {
+    include!(concat!(env!("OUT_DIR"), "/v1beta1.rs"));
+}
+
+/// The pod resources API, `v1` as of Kubernetes 1.36, which the kubelet serves to agents on its node.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; the .proto file is the documentation"
+)]
+pub mod podresources {
+    include!(concat!(env!("OUT_DIR"), "/v1.rs"));
+}

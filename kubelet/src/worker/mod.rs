@@ -53,6 +53,8 @@ pub enum Message {
     ObjectsChanged,
     /// The node's answer to the resources that the newest definition asks for.
     Resize(Answer),
+    /// Something that its status shows may have changed.
+    Look,
     /// The mirror pod of this static pod, as the API server has it; none if it is not there.
     Mirror(Option<Arc<Pod>>),
     /// The node keeps the pod no longer: it fails with this verdict and ends.
@@ -342,6 +344,7 @@ impl Worker {
             Message::ObjectsChanged => self.volumes_stale(),
             Message::Resize(answer) => self.answer_resize(answer),
             Message::End(verdict) => self.end(*verdict),
+            Message::Look => {}
             Message::Mirror(mirror) => {
                 self.mirror_known = true;
                 self.mirror(mirror.as_deref());
@@ -436,6 +439,9 @@ impl Worker {
         let actions = self.decide(now);
         wake.at(actions.wake);
         self.ended = actions.ended;
+        if self.ended {
+            self.context.alignment.release(&self.uid);
+        }
         self.tell_backoff(&actions.waiting, now);
         self.waiting = actions.waiting;
         for action in actions.actions {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bosun_kit::backoff::Backoff;
 use bosun_kit::events::EventType;
 use bosun_kubelet_cgroup::Hierarchy;
+use bosun_kubelet_devices::Given;
 use bosun_proto::cri;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
@@ -131,7 +132,7 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
     if let Err(message) = claims::prepare(context, pod).await {
         return TaskResult::Sandbox(Err(message));
     }
-    if let Err(error) = context.cgroups.set_up_pod(pod, &context.node).await {
+    if let Err(error) = context.cgroups.set_up_pod(pod, &context.alignment.node(&context.node, pod)).await {
         return failed(error.to_string());
     }
     let (handler, user_namespace) = match isolation(context, pod).await {
@@ -269,7 +270,11 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
         TaskResult::Started(Vec::new(), Some(failure))
     };
     let recursive = recursive_read_only(context, &pod, &container).await;
-    let (config, sandbox_config) = match configure(context, &start, &container, recursive) {
+    let configured = match context.alignment.prepare(&pod, &container).await {
+        Ok(given) => configure(context, &start, &container, recursive, given),
+        Err(message) => Err(message),
+    };
+    let (config, sandbox_config) = match configured {
         Ok(configs) => configs,
         Err(message) => return failed("CreateContainerConfigError", message, CONFIG_RETRY),
     };
@@ -345,10 +350,13 @@ fn configure(
     start: &StartContainer,
     container: &Container,
     recursive_read_only: bool,
+    mut given: Given,
 ) -> Result<Configs, String> {
     let (pod, node) = (&*start.pod, &*context.node);
     let user_namespace = context.user_namespaces.of(pod)?;
-    let env = environment(pod, container, node, &start.ips, &start.ready.objects)?;
+    // What the pod says itself comes later, and so wins.
+    let mut env: Vec<_> = std::mem::take(&mut given.envs).into_iter().collect();
+    env.extend(environment(pod, container, node, &start.ips, &start.ready.objects)?);
     let found = volumes::mounts::Looked { images: start.ready.shown.clone(), recursive_read_only };
     let mut mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
     for mount in &mut mounts {
@@ -369,6 +377,7 @@ fn configure(
     let logs = PathBuf::from(&sandbox_config.log_directory).join(&container.name);
     fs::create_dir_all(&logs).map_err(|error| format!("make log folder {}: {error}", logs.display()))?;
     let mut config = make_container::config(pod, container, node, start.attempt, looked);
+    context.alignment.dress(pod, &container.name, given, &mut config);
     let by_claims = claims::cdi_devices(context, pod, container)?;
     config.cdi_devices.extend(by_claims.into_iter().map(|name| cri::CdiDevice { name }));
     Ok((config, sandbox_config))
@@ -399,7 +408,8 @@ pub(super) async fn resize(context: &Context, pod: &Pod, name: &str, id: String)
 }
 
 async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> Result<(), String> {
-    let resources = resources::container_resources(pod, container, &context.node);
+    let mut resources = resources::container_resources(pod, container, &context.node);
+    context.alignment.pin(pod, &container.name, &mut resources);
     let limit = resources.memory_limit_in_bytes;
     // Some kernels kill at once where others refuse.
     let cgroups = Hierarchy::new("/sys/fs/cgroup");
@@ -409,12 +419,13 @@ async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> 
         return Err(format!("attempting to set container memory limit ({limit}) below current usage ({usage})"));
     }
     // The pod's own limits are raised before those within them and lowered after: one of the two attempts fits.
-    let before = context.cgroups.set_up_pod(pod, &context.node).await;
+    let node = context.alignment.node(&context.node, pod);
+    let before = context.cgroups.set_up_pod(pod, &node).await;
     context.runtime.update_resources(id, resources).await.map_err(|error| error.to_string())?;
     if before.is_ok() {
         return Ok(());
     }
-    context.cgroups.set_up_pod(pod, &context.node).await.map_err(|error| error.to_string())
+    context.cgroups.set_up_pod(pod, &node).await.map_err(|error| error.to_string())
 }
 
 /// A container to stop.
