@@ -9,6 +9,7 @@ pub mod admission;
 pub mod alignment;
 pub mod api_status;
 pub mod cgroups;
+pub mod claims;
 pub mod config;
 pub mod context;
 pub mod cri;

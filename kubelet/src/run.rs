@@ -18,11 +18,13 @@ use bosun_kit::rate::Limit;
 use bosun_kit::tls::ReloadingClientCa;
 use bosun_kubelet_cgroup::{Driver, Layout};
 use bosun_kubelet_devices::{pod_resources, registration};
+use bosun_kubelet_dra::KubeApi;
 use bosun_kubelet_node::identity::{IdentityConfig, establish};
 use bosun_kubelet_node::machine::MachineReader;
 use bosun_kubelet_node::pressure::Thresholds;
 use bosun_kubelet_node::serving::{self, RequestedCert};
 use bosun_kubelet_node::{NodeAgent, NodeConfig, NodeHandle, address};
+use bosun_kubelet_plugins::{DRA_PLUGIN, Handler};
 use bosun_kubelet_server::auth::{ApiReviewer, Auth, AuthConfig, AuthorizationMode, Reviewer};
 use bosun_kubelet_server::{KubeletServer, ServerConfig, serve_health};
 use bosun_kubelet_trace::Tracing;
@@ -167,9 +169,20 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     alignment.register(&metrics);
     let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
     let csi = CsiVolumes::new(&node, client.clone());
+    let claims = match client.as_ref().filter(|_| gates.enabled("DynamicResourceAllocation")) {
+        Some(client) => {
+            let api = Arc::new(KubeApi::new(client.clone(), &name));
+            Some(bosun_kubelet_dra::Manager::start(api, &node.root_dir, &metrics)?)
+        }
+        None => None,
+    };
+    // What registers by plugins_registry, by its type.
+    let mut plugins: Vec<(String, Arc<dyn Handler>)> = Vec::new();
+    plugins.extend(claims.iter().map(|claims| (DRA_PLUGIN.to_owned(), claims.drivers() as Arc<dyn Handler>)));
     let context = Arc::new(Context {
         csi: csi.clone(),
         node: node.clone(),
+        claims,
         user_namespaces,
         runtime: runtime.clone(),
         observer: observer.clone(),
@@ -235,7 +248,8 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         let (pulls, metrics) = (context.images.measured().clone(), metrics.clone());
         parts.spawn(startup::follow(informer.clone(), pulls, metrics, cancel.clone()));
     }
-    plugins::start(&node, [csi.registrar()], &mut parts, &cancel)?;
+    plugins.push(csi.registrar());
+    plugins::start(&node, plugins, &mut parts, &cancel)?;
     if client.is_some() {
         parts.spawn(plugins::keep_csi_node(csi, cancel.clone()));
     }

@@ -81,6 +81,7 @@ impl Rig {
             objects: Arc::new(NoObjects),
             report,
             cgroups,
+            claims: None,
             client: None,
             runtime_name: "fake".into(),
             max_restart_delay: Duration::from_secs(300),

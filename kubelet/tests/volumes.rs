@@ -64,6 +64,7 @@ impl Rig {
             csi: CsiVolumes::new(&node, None),
             alignment: Arc::new(Alignment::none(&node.root_dir).unwrap()),
             cgroups: Cgroups::absent(),
+            claims: None,
             client: None,
             runtime_name: "fake".into(),
             max_restart_delay: Duration::from_secs(300),

@@ -166,6 +166,9 @@ pub fn status(input: &StatusInput<'_>) -> PodStatus {
         observed_generation: pod.metadata.generation,
         allocated_resources: whole.and_then(|all| all.requests.clone()),
         resources: applied.or(whole).cloned(),
+        // Others write which claims the pod has; it keeps what it knows of them.
+        resource_claim_statuses: old.resource_claim_statuses.clone(),
+        extended_resource_claim_status: old.extended_resource_claim_status.clone(),
         ..PodStatus::default()
     };
     if input.failed.is_some() && input.runtime.is_empty() && old.container_statuses.is_none() {

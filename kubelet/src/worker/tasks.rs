@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Message;
+use crate::claims;
 use crate::context::Context;
 use crate::handler;
 use crate::images::{Present, Wanted};
@@ -118,6 +119,9 @@ pub(super) async fn mount(context: &Context, pod: &Pod) -> TaskResult {
 }
 
 pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
+    if let Err(message) = claims::give_back(context, pod).await {
+        return TaskResult::CleanedUp(Err(message));
+    }
     if let Err(error) = context.cgroups.tear_down_pod(pod, &context.node).await {
         tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
     }
@@ -131,6 +135,9 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
         context.report.pod(pod, EventType::Warning, "FailedCreatePodSandBox", event);
         TaskResult::Sandbox(Err(message))
     };
+    if let Err(message) = claims::prepare(context, pod).await {
+        return TaskResult::Sandbox(Err(message));
+    }
     if let Err(error) = context.cgroups.set_up_pod(pod, &context.alignment.node(&context.node, pod)).await {
         return failed(error.to_string());
     }
@@ -396,6 +403,8 @@ fn configure(
     fs::create_dir_all(&logs).map_err(|error| format!("make log folder {}: {error}", logs.display()))?;
     let mut config = make_container::config(pod, container, node, start.attempt, looked);
     context.alignment.dress(pod, &container.name, given, &mut config);
+    let by_claims = claims::cdi_devices(context, pod, container)?;
+    config.cdi_devices.extend(by_claims.into_iter().map(|name| cri::CdiDevice { name }));
     Ok((config, sandbox_config))
 }
 

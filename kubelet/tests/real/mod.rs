@@ -47,7 +47,7 @@ impl TestNode {
         let name = format!("kbt{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         // A socket's path is short; the system's folder for temporary files is.
         let folder = std::env::temp_dir().join(&name);
-        for part in ["root", "state", "cni", "manifests", "logs/pods"] {
+        for part in ["root", "state", "cni", "cdi", "manifests", "logs/pods"] {
             fs::create_dir_all(folder.join(part)).unwrap();
         }
         ok(Command::new("ip").args(["netns", "add", &name]));
@@ -79,6 +79,7 @@ address = "{at}/c.sock"
 path = "{at}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{IMAGE}"
+cdi_spec_dirs = ["{at}/cdi"]
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 conf_dir = "{at}/cni"
