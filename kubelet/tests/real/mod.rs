@@ -266,10 +266,10 @@ impl Drop for TestNode {
         }
         let driver = if self.systemd { Driver::Systemd } else { Driver::Cgroupfs };
         let tree = Tree::detect(driver);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         // In a thread of its own: a test may have a runtime already.
         std::thread::scope(|scope| {
             scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 if let Err(error) = runtime.block_on(tree.remove(&Name::from_path(&self.name))) {
                     eprintln!("the cgroups of {} were not removed: {error}", self.name);
                 }
