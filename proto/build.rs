@@ -5,6 +5,9 @@ const FILES: &[&str] = &[
     "cri/v1/api.proto",
     "csi/v1/csi.proto",
     "deviceplugin/v1beta1/api.proto",
+    // With v1, whose messages it has.
+    "dra/v1beta1/api.proto",
+    "drahealth/v1alpha1/api.proto",
     "pluginregistration/v1/api.proto",
     "podresources/v1/api.proto",
 ];

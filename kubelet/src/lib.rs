@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod objects;
 pub mod observe;
 pub mod options;
+pub mod plugins;
 pub mod pod;
 pub mod probes;
 pub mod report;

@@ -607,10 +607,8 @@ impl Manager {
         let node = &self.context.node;
         for entry in std::fs::read_dir(node.pods_dir()).into_iter().flatten().flatten() {
             let uid = entry.file_name().to_string_lossy().into_owned();
-            if unknown(&uid)
-                && let Err(error) = crate::volumes::tear_down(node, &uid).await
-            {
-                tracing::warn!(uid, %error, "the folder of a pod that is gone was not removed");
+            if unknown(&uid) {
+                self.context.csi.end_unknown(node, uid);
             }
         }
         for entry in std::fs::read_dir(&node.pod_logs_dir).into_iter().flatten().flatten() {

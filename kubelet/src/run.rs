@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use bosun_api::pod::Resources;
 use bosun_kit::backoff::Backoff;
 use bosun_kit::events::Recorder;
 use bosun_kit::gates::FeatureGates;
@@ -28,6 +29,7 @@ use bosun_kubelet_trace::Tracing;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
 use sd_notify::NotifyState;
@@ -54,12 +56,14 @@ use crate::metrics;
 use crate::objects::{ApiObjects, NoObjects, Objects};
 use crate::observe::Observer;
 use crate::options::Options;
+use crate::plugins;
 use crate::report::Report;
 use crate::sources;
 use crate::startup;
 use crate::systemd;
 use crate::upkeep::{self, Upkeep};
 use crate::userns::{self, Ids, UserNamespaces};
+use crate::volumes::csi::CsiVolumes;
 use crate::worker::Workers;
 
 /// How long a container runtime that does not answer yet is waited for, from one answer to the next.
@@ -97,6 +101,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let gates = config.gates().map_err(anyhow::Error::msg)?;
     let watchdog = systemd::watchdog_timeout().map_err(anyhow::Error::msg)?;
     prepare_kernel(&options, &config, &gates)?;
+    open_files(config.max_open_files);
     metrics::register_facts(&metrics, &name, &gates);
     metrics::register_certificates(&metrics, &options.cert_dir);
     let tracing = start_tracing(&config, &name)?;
@@ -160,7 +165,9 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let alignment = Arc::new(open_alignment(&config, &gates, &node, &upkeep.eviction_hard)?);
     alignment.register(&metrics);
     let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
+    let csi = CsiVolumes::new(&node, client.clone());
     let context = Arc::new(Context {
+        csi: csi.clone(),
         node: node.clone(),
         user_namespaces,
         runtime: runtime.clone(),
@@ -187,6 +194,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         observer: observer.clone(),
         strain: strain.clone(),
         devices: alignment.devices.clone(),
+        csi: csi.clone(),
     };
     let requests = serve_devices(&alignment, &pods, &node, &cancel)?;
     requests.register(&metrics);
@@ -221,6 +229,10 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     if let Some(informer) = &informer {
         let (pulls, metrics) = (context.images.measured().clone(), metrics.clone());
         parts.spawn(startup::follow(informer.clone(), pulls, metrics, cancel.clone()));
+    }
+    plugins::start(&node, [csi.registrar()], &mut parts, &cancel)?;
+    if client.is_some() {
+        parts.spawn(plugins::keep_csi_node(csi, cancel.clone()));
     }
     let statics = static_pods(&config, &name, &mut parts, &cancel);
     let inputs = Inputs { api: informer, statics, news, changes: api_objects.map(|objects| (changes, objects)) };
@@ -454,7 +466,10 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
             let status = node.status.as_ref();
             let allocatable = status.and_then(|s| s.allocatable.as_ref());
             let amounts = allocatable.into_iter().flatten();
-            let allocatable = amounts.map(|(name, amount)| (name.clone(), bosun_api::quantity::of(amount))).collect();
+            let allocatable: Resources =
+                amounts.map(|(name, amount)| (name.clone(), bosun_api::quantity::of(amount))).collect();
+            // What the Node says has podsPerCore in it.
+            let pods = allocatable.get("pods").and_then(|pods| usize::try_from(pods.value()).ok());
             let mut offer = offer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             *offer = Offer {
                 known: true,
@@ -462,7 +477,7 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
                 labels: node.metadata.labels.clone().unwrap_or_default(),
                 taints: bosun_api::node::taints(&node).to_vec(),
                 allocatable,
-                max_pods: max_pods as usize,
+                max_pods: pods.unwrap_or(max_pods as usize),
                 strain: offer.strain.clone(),
                 apparmor: offer.apparmor,
                 strict_groups: status.and_then(|s| s.features.as_ref()?.supplemental_groups_policy).unwrap_or_default(),
@@ -522,6 +537,18 @@ fn prepare_kernel(options: &Options, config: &KubeletConfiguration, gates: &Feat
         false => Policy::Set,
     };
     kernel.prepare(policy).map_err(anyhow::Error::msg).context("the kernel's settings (protectKernelDefaults)")
+}
+
+/// Lets this process have as many files open as the configuration says, or as the host lets it.
+fn open_files(wanted: i64) {
+    let wanted = u64::try_from(wanted).unwrap_or_default();
+    let set = |soft: u64, hard: u64| setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if set(wanted, wanted).is_err()
+        && let Err(error) = set(wanted.min(hard), hard)
+    {
+        tracing::warn!(%error, wanted, "maxOpenFiles: the limit was not set");
+    }
 }
 
 /// The client, with its requests counted.

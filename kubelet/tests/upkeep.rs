@@ -25,6 +25,7 @@ use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
 use bosun_kubelet::report::Report;
 use bosun_kubelet::upkeep::{Settings, Strain, Strained, Upkeep};
+use bosun_kubelet::volumes::csi::CsiVolumes;
 use bosun_kubelet_cgroup::{Driver, Hierarchy};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -71,6 +72,7 @@ impl Rig {
         let context = Arc::new(Context {
             user_namespaces: fixture::user_namespaces(&node),
             alignment: Arc::new(Alignment::none(&node.root_dir).unwrap()),
+            csi: CsiVolumes::new(&node, None),
             node,
             runtime,
             observer: observer.clone(),

@@ -22,6 +22,7 @@ use bosun_kubelet::manager::{Inputs, Manager, Pods};
 use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
 use bosun_kubelet::report::Report;
+use bosun_kubelet::volumes::csi::CsiVolumes;
 use k8s_openapi::api::core::v1::Pod;
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
@@ -60,6 +61,7 @@ impl Rig {
             objects: Arc::new(NoObjects),
             report,
             user_namespaces: fixture::user_namespaces(&node),
+            csi: CsiVolumes::new(&node, None),
             alignment: Arc::new(Alignment::none(&node.root_dir).unwrap()),
             cgroups: Cgroups::absent(),
             client: None,

@@ -75,8 +75,12 @@ fn files(folder: &Path, what: &str, found: &mut BTreeSet<String>) {
 fn folders(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.insert(format!("cgroup {}", entry.path().display()));
-            folders(&entry.path(), found);
+            let path = entry.path();
+            // Those above them stay: the kubelet makes them for all pods, the runtime in further hierarchies.
+            if path.components().any(|part| part.as_os_str().to_string_lossy().starts_with("pod")) {
+                found.insert(format!("cgroup {}", path.display()));
+            }
+            folders(&path, found);
         }
     }
 }

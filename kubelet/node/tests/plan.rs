@@ -39,6 +39,8 @@ fn observed() -> Observed {
         images: Some(vec![]),
         devices: Devices::default(),
         errors: vec![],
+        devices: Default::default(),
+        volumes_in_use: vec![],
     }
 }
 

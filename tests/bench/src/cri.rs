@@ -75,6 +75,15 @@ impl Runtime {
         Ok(())
     }
 
+    /// What the runtime knows of a container.
+    pub(crate) async fn container_status(
+        &self,
+        request: bosun_proto::cri::ContainerStatusRequest,
+    ) -> Result<bosun_proto::cri::ContainerStatus> {
+        let answer = self.client.clone().container_status(request).await.context("ContainerStatus")?;
+        answer.into_inner().status.context("the runtime answered without a status")
+    }
+
     /// The container's configuration, with the files that a kubelet mounts into every container.
     fn container_config(&self, pod: &Definition) -> Result<bosun_proto::cri::ContainerConfig> {
         let container =
@@ -127,6 +136,7 @@ fn kubelet_node(fabric: &Fabric, node: &Node) -> make::Node {
         cgroup_root: format!("{}/raw", node.cgroup),
         cgroups_per_qos: true,
         systemd_cgroups: false,
+        limits: Default::default(),
     }
 }
 

@@ -12,7 +12,7 @@ use bosun_tests::images::{BUSYBOX_IMAGE, WEB};
 use bosun_tests::process::eventually;
 
 use crate::Cases;
-use crate::case::{Case, LIMIT};
+use crate::case::{Case, Era, LIMIT};
 
 pub(crate) const CASES: Cases = &[
     ("a_killed_agent_comes_back", a_killed_agent_comes_back),
@@ -170,6 +170,9 @@ struct Steady<'a> {
 
 impl<'a> Steady<'a> {
     fn start(case: &'a Case) -> Result<Self> {
+        // The cluster's own pods hold what they hold before and after.
+        let all = ["wait", "pods", "--all", "-n", "kube-system", "--for=condition=Ready", "--timeout=60s"];
+        case.cluster.kubectl().run(&all)?;
         let before = Holdings::of(&case.member.node)?;
         let names: Vec<String> = (0..steady_pods()).map(|number| format!("steady-{number}")).collect();
         let manifests: Vec<String> = names.iter().map(|name| counting(case, name, true)).collect();
@@ -238,7 +241,9 @@ impl<'a> Steady<'a> {
         // Folders of pods that were gone while nobody looked go with the next clean-up of left-overs, within a minute.
         eventually("nothing left of any pod", LIMIT * 2, || {
             let now = Holdings::of(&case.member.node)?;
-            let left = now.beyond(&self.before);
+            // containerd 1.6 forgets a shim that was being started when it died; the shim holds nothing but itself.
+            let forgotten = |line: &&str| case.era == Era::Old && line.starts_with("shim ");
+            let left: Vec<&str> = now.beyond(&self.before).into_iter().filter(|line| !forgotten(line)).collect();
             ensure!(left.is_empty(), "{}", left.join("\n"));
             Ok(())
         })
