@@ -301,7 +301,7 @@ impl Manager {
         let runtime = self.unclaimed.remove(&uid).map(|(_, record)| record).unwrap_or_default();
         // What runs was let in once; a restart of the kubelet does not judge it again.
         let adopted = !runtime.is_empty() || bosun_api::pod::is_terminal(&pod);
-        if runtime.running().next().is_some() {
+        if adopted && !bosun_api::pod::is_terminal(&pod) {
             self.context.alignment.adopt(&pod);
         }
         let judgement = match adopted || pod.metadata.deletion_timestamp.is_some() {

@@ -346,6 +346,9 @@ impl DeviceManager {
         if lacking {
             self.allocate_all(pod, container, None).await?;
         }
+        if let Some(fault) = resources.iter().find_map(|(resource, _)| self.table().not_ready(resource)) {
+            return Err(fault);
+        }
         for (resource, _) in &resources {
             self.pre_start(pod, container, resource).await?;
         }
