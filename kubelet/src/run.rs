@@ -50,6 +50,7 @@ use crate::startup;
 use crate::upkeep::{self, Upkeep};
 use crate::userns::{self, Ids, UserNamespaces};
 use crate::volumes::csi::CsiVolumes;
+use crate::volumes::measured;
 
 /// How long a container runtime that does not answer yet is waited for.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
@@ -178,6 +179,9 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         parts.spawn(startup::follow(informer.clone(), pulls, metrics, cancel.clone()));
     }
     plugins::start(&node, [csi.registrar()], &mut parts, &cancel)?;
+    measured::register(&metrics, csi.clone(), pods.clone());
+    let period = config.volume_stats_agg_period.0;
+    parts.spawn(measured::keep(csi.clone(), node.clone(), pods.clone(), period, cancel.clone()));
     if client.is_some() {
         parts.spawn(plugins::keep_csi_node(csi, cancel.clone()));
     }
