@@ -1,237 +1,197 @@
-//! The edge to cgroups: the QoS tree and one cgroup a pod, with the cgroupfs driver on v1 hierarchies or on v2.
-//!
-//! Under the systemd driver the runtime makes the slices; then nothing here is written.
+//! The cgroups of this node's pods: the QoS tree, one cgroup a pod, and those left over.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bosun_api::pod::{QosClass, qos_class, requests};
+use bosun_kit::backoff::Backoff;
+use bosun_kubelet_cgroup::limits::{MIN_SHARES, shares};
+use bosun_kubelet_cgroup::tree::Error;
+use bosun_kubelet_cgroup::{Amount, Driver, Limits, Name, Tree};
 use k8s_openapi::api::core::v1::Pod;
+use tokio::time::Instant;
 
 use crate::make::Node;
-use crate::make::resources::{self, PodLimits};
+use crate::make::resources;
+use crate::pod::spec;
 
-const PERIOD_FILE: &str = "cpu.cfs_period_us";
+/// How long a cgroup that could not be removed is left alone: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(30);
+/// How long one sweep may take.
+const LONGEST_SWEEP: Duration = Duration::from_secs(5);
+/// See [`FIRST_PAUSE`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(30 * 60);
 
-/// Where cgroups are written.
-#[derive(Clone, Debug)]
-pub enum Cgroups {
-    /// A single hierarchy.
-    V2(PathBuf),
-    /// One hierarchy a controller: its name and where it is mounted.
-    V1(Vec<(String, PathBuf)>),
-    /// Somebody else writes them.
-    None,
+/// The cgroups of this node's pods.
+#[derive(Debug)]
+pub struct Cgroups {
+    tree: Tree,
+    weights: tokio::sync::Mutex<Weights>,
+    refused: Mutex<HashMap<Name, Refused>>,
+}
+
+/// What burstable pods ask for, in thousandths of a core by their UID, and what was last set for all of them.
+#[derive(Debug, Default)]
+struct Weights {
+    of_pods: HashMap<String, i64>,
+    set: Option<u64>,
+}
+
+/// A cgroup that could not be removed.
+#[derive(Debug)]
+struct Refused {
+    pause: Backoff,
+    next: Instant,
 }
 
 impl Cgroups {
-    /// What this machine has. `driver` is `cgroupfs` or `systemd`.
-    pub fn detect(driver: &str) -> Self {
-        if driver == "systemd" {
-            return Self::None;
-        }
-        let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        Self::from_mountinfo(&text)
+    /// The cgroups of this machine.
+    pub fn detect(driver: Driver) -> Self {
+        Self::of(Tree::detect(driver))
     }
 
-    fn from_mountinfo(text: &str) -> Self {
-        let (mut v1, mut v2) = (Vec::new(), None);
-        for line in text.lines() {
-            let Some((left, right)) = line.split_once(" - ") else { continue };
-            let point = left.split(' ').nth(4).unwrap_or_default();
-            let mut right = right.split(' ');
-            match (right.next(), right.nth(1)) {
-                (Some("cgroup"), Some(options)) => {
-                    for name in options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "relatime")) {
-                        v1.push((name.to_owned(), PathBuf::from(point)));
-                    }
-                }
-                (Some("cgroup2"), _) if v2.is_none() => v2 = Some(PathBuf::from(point)),
-                _ => {}
-            }
-        }
-        v1.retain(|(name, _)| !name.starts_with("xattr") && !name.starts_with("clone_children"));
-        match (v1.is_empty(), v2) {
-            (true, Some(point)) => Self::V2(point),
-            (true, None) => Self::None,
-            (false, point) => {
-                // Beside v1 hierarchies a bare v2 may stand, in which runtimes make cgroups too.
-                v1.extend(point.map(|point| ("unified".to_owned(), point)));
-                Self::V1(v1)
-            }
-        }
+    /// No cgroups: nothing is ever written.
+    pub fn absent() -> Self {
+        Self::of(Tree::absent())
     }
 
-    /// Makes the QoS tree below `node.cgroup_root`.
+    /// Cgroups in a tree of one's own.
+    pub fn of(tree: Tree) -> Self {
+        Self { tree, weights: Default::default(), refused: Default::default() }
+    }
+
+    /// What carries plans out.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Makes the cgroup of all pods and those of the classes. What all pods may use is set later, when events can tell
+    /// of a failure; the weight is set at once, since the kernel's own is that of one core.
     ///
     /// # Errors
     /// A cgroup could not be made.
-    pub fn set_up_node(&self, node: &Node) -> io::Result<()> {
+    pub async fn set_up_node(&self, node: &Node) -> Result<(), Error> {
         if !node.cgroups_per_qos {
             return Ok(());
         }
-        let root = &node.cgroup_root;
-        self.make(root, PodLimits { shares: resources::shares(node.cpu_capacity), ..Default::default() })?;
-        for class in ["burstable", "besteffort"] {
-            self.make(&format!("{root}/{class}"), PodLimits { shares: 2, ..Default::default() })?;
+        let weight = |shares| Limits { shares: Some(shares), ..Limits::default() };
+        self.tree.make(&resources::pods_cgroup(node), &weight(shares(node.cpu_capacity))).await?;
+        for class in [QosClass::Burstable, QosClass::BestEffort] {
+            // Pods are limited one by one, and all together: what is between bounds no pages.
+            let hugepages = node.limits.page_sizes.iter().map(|size| (size.clone(), Amount::Max)).collect();
+            let limits = Limits { hugepages, ..weight(MIN_SHARES) };
+            self.tree.make(&resources::class_cgroup(class, node), &limits).await?;
         }
         Ok(())
     }
 
-    /// Sets the weight of all burstable pods together to what they ask for.
-    pub fn weigh_burstable(&self, node: &Node, milli: i64) {
-        let limits = PodLimits { shares: resources::shares(milli), ..Default::default() };
-        if let Err(error) = self.make(&format!("{}/burstable", node.cgroup_root), limits) {
-            tracing::warn!(%error, "the weight of the burstable pods was not set");
-        }
-    }
-
-    /// Makes the pod's cgroup with its limits.
+    /// Makes the pod's cgroup with its limits, or brings it to them.
     ///
     /// # Errors
     /// It could not be made, or a limit was refused.
-    pub fn set_up_pod(&self, pod: &Pod, node: &Node) -> io::Result<()> {
+    pub async fn set_up_pod(&self, pod: &Pod, node: &Node) -> Result<(), Error> {
         if !node.cgroups_per_qos {
             return Ok(());
         }
-        self.make(&resources::cgroup_parent(pod, node), resources::pod_limits(pod, node))
+        if qos_class(pod) == QosClass::Burstable {
+            let milli = milli(pod);
+            self.weigh(node, |all| {
+                all.insert(spec::uid(pod).to_owned(), milli);
+            })
+            .await;
+        }
+        self.tree.make(&resources::pod_cgroup(pod, node), &resources::pod_limits(pod, node)).await
     }
 
-    /// Removes the pod's cgroup and what is left in it. Waits a little for processes that are just dying.
+    /// Kills what is left in the pod's cgroup and removes it.
     ///
     /// # Errors
     /// Something in it is still alive.
-    pub async fn tear_down_pod(&self, path: &str) -> io::Result<()> {
-        let mut last = None;
-        for attempt in 0..8u32 {
-            last = self.paths(path).iter().filter_map(|p| remove_tree(p).err()).next();
-            if last.is_none() {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(2 << attempt)).await;
+    pub async fn tear_down_pod(&self, pod: &Pod, node: &Node) -> Result<(), Error> {
+        if !node.cgroups_per_qos {
+            return Ok(());
         }
-        last.map_or(Ok(()), Err)
+        let result = self.tree.remove(&resources::pod_cgroup(pod, node)).await;
+        self.weigh(node, |all| {
+            all.remove(spec::uid(pod));
+        })
+        .await;
+        result
     }
 
-    /// The paths of all cgroups of pods that are there, below the hierarchy's root; for finding those left over.
-    pub fn pods(&self, node: &Node) -> Vec<(String, String)> {
-        let mut found = std::collections::BTreeSet::new();
-        for class in ["", "/burstable", "/besteffort"] {
-            let parent = format!("{}{class}", node.cgroup_root);
-            for folder in self.paths(&parent) {
-                for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                    let name = entry.file_name().to_string_lossy().into_owned();
-                    if let Some(uid) = name.strip_prefix("pod") {
-                        found.insert((uid.to_owned(), format!("{parent}/{name}")));
-                    }
+    /// Tells of all pods that hold resources. Those that were adopted from an earlier kubelet are known from here only.
+    pub async fn weigh_all(&self, node: &Node, pods: &[std::sync::Arc<Pod>]) {
+        let burstable = pods.iter().filter(|pod| qos_class(pod) == QosClass::Burstable);
+        let weights = burstable.map(|pod| (spec::uid(pod).to_owned(), milli(pod))).collect();
+        self.weigh(node, |all| *all = weights).await;
+    }
+
+    /// Changes what burstable pods ask for, and sets the weight of them all to the sum.
+    async fn weigh(&self, node: &Node, change: impl FnOnce(&mut HashMap<String, i64>)) {
+        if !node.cgroups_per_qos {
+            return;
+        }
+        let mut weights = self.weights.lock().await;
+        change(&mut weights.of_pods);
+        let sum = shares(weights.of_pods.values().sum());
+        if weights.set == Some(sum) {
+            return;
+        }
+        let limits = Limits { shares: Some(sum), ..Limits::default() };
+        match self.tree.update(&resources::class_cgroup(QosClass::Burstable, node), &limits).await {
+            Ok(()) => weights.set = Some(sum),
+            Err(error) => tracing::warn!(%error, "the weight of the burstable pods was not set"),
+        }
+    }
+
+    /// Removes the cgroups of pods that nobody knows. One that cannot be removed is left alone for a while, longer each
+    /// time.
+    pub async fn sweep(&self, node: &Node, unknown: impl Fn(&str) -> bool) {
+        if !node.cgroups_per_qos {
+            return;
+        }
+        let found = self.left_over(node, unknown);
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, _| found.contains(name));
+        let began = Instant::now();
+        let due: Vec<Name> = found.into_iter().filter(|name| self.due(name)).collect();
+        due.iter().for_each(|name| self.tree.kill(name));
+        for name in due {
+            // The next sweep goes on with what is left.
+            if began.elapsed() > LONGEST_SWEEP {
+                break;
+            }
+            let result = self.tree.remove(&name).await;
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            match result {
+                Ok(()) => {
+                    tracing::info!(cgroup = %name, "the cgroup of a pod that is gone was removed");
+                    refused.remove(&name);
+                }
+                Err(error) => {
+                    let pause = || Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+                    let held =
+                        refused.entry(name.clone()).or_insert_with(|| Refused { pause: pause(), next: Instant::now() });
+                    let delay = held.pause.next_delay();
+                    held.next = Instant::now() + delay;
+                    tracing::warn!(cgroup = %name, %error, ?delay, "the cgroup of a pod that is gone was not removed; it will be tried again");
                 }
             }
         }
-        found.into_iter().collect()
     }
 
-    /// Where the cgroup is, in every hierarchy.
-    fn paths(&self, path: &str) -> Vec<PathBuf> {
-        let inside = path.trim_start_matches('/');
-        match self {
-            Self::V2(root) => vec![root.join(inside)],
-            Self::V1(all) => {
-                let mut paths: Vec<_> = all.iter().map(|(_, root)| root.join(inside)).collect();
-                paths.dedup();
-                paths
-            }
-            Self::None => Vec::new(),
-        }
+    fn due(&self, name: &Name) -> bool {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.get(name).is_none_or(|held| held.next <= Instant::now())
     }
 
-    fn make(&self, path: &str, limits: PodLimits) -> io::Result<()> {
-        let inside = path.trim_start_matches('/');
-        match self {
-            Self::None => Ok(()),
-            Self::V2(root) => make_v2(root, inside, limits),
-            Self::V1(all) => {
-                // Only those that hold a limit; the runtime makes the rest as it needs them.
-                for (name, root) in all.iter().filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory")) {
-                    let folder = root.join(inside);
-                    fs::create_dir_all(&folder)?;
-                    match name.as_str() {
-                        "cpu" => {
-                            write(&folder, "cpu.shares", limits.shares)?;
-                            if limits.quota > 0 {
-                                write(&folder, PERIOD_FILE, limits.period)?;
-                                write(&folder, "cpu.cfs_quota_us", limits.quota)?;
-                            }
-                        }
-                        _ if limits.memory > 0 => write(&folder, "memory.limit_in_bytes", limits.memory)?,
-                        _ => {}
-                    }
-                }
-                Ok(())
-            }
-        }
+    fn left_over(&self, node: &Node, unknown: impl Fn(&str) -> bool) -> Vec<Name> {
+        let classes = [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort];
+        let all = classes.into_iter().flat_map(|class| self.tree.children(&resources::class_cgroup(class, node)));
+        all.filter(|name| name.last().strip_prefix("pod").is_some_and(&unknown)).collect()
     }
 }
 
-fn make_v2(root: &Path, inside: &str, limits: PodLimits) -> io::Result<()> {
-    let mut folder = root.to_path_buf();
-    for part in Path::new(inside).components() {
-        // Controllers are handed down one level at a time. One that is refused is missing in the kernel.
-        for controller in ["cpu", "cpuset", "io", "memory", "hugetlb", "pids"] {
-            let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
-        }
-        folder.push(part);
-        if !folder.exists() {
-            fs::create_dir(&folder)?;
-        }
-    }
-    // The mapping of shares to weights that runtimes use (KEP-2254).
-    let weight = 1 + (limits.shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
-    write(&folder, "cpu.weight", weight)?;
-    if limits.quota > 0 {
-        let max = format!("{} {}", limits.quota, limits.period);
-        fs::write(folder.join("cpu.max"), max)?;
-    }
-    if limits.memory > 0 {
-        write(&folder, "memory.max", limits.memory)?;
-    }
-    Ok(())
-}
-
-fn write(folder: &Path, file: &str, value: i64) -> io::Result<()> {
-    let path = folder.join(file);
-    fs::write(&path, value.to_string())
-        .map_err(|error| io::Error::new(error.kind(), format!("write {value} to {}: {error}", path.display())))
-}
-
-/// Removes a cgroup, its children first.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path())?;
-        }
-    }
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io::Error::new(error.kind(), format!("remove cgroup {}: {error}", path.display())))
-        }
-        _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hierarchies_are_found() {
-        let v1 = "30 29 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n31 29 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
-        assert!(matches!(Cgroups::from_mountinfo(v1), Cgroups::V1(all) if all.len() == 2 && all[0].0 == "cpu"));
-        let v2 = "30 29 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
-        assert!(matches!(Cgroups::from_mountinfo(v2), Cgroups::V2(_)));
-    }
+fn milli(pod: &Pod) -> i64 {
+    requests(pod).get("cpu").map_or(0, |q| q.milli_value())
 }

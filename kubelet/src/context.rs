@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kube::Client;
 
+use crate::alignment::Alignment;
 use crate::cgroups::Cgroups;
 use crate::cri::Runtime;
 use crate::images::Images;
@@ -15,6 +16,7 @@ use crate::observe::Observer;
 use crate::report::Report;
 use crate::userns::UserNamespaces;
 use crate::volumes::csi::CsiVolumes;
+use crate::worker::Workers;
 
 /// What every pod worker shares.
 pub struct Context {
@@ -32,6 +34,8 @@ pub struct Context {
     pub report: Report,
     /// User namespaces of pods.
     pub user_namespaces: UserNamespaces,
+    /// CPUs, memory and devices that pods have for themselves.
+    pub alignment: Arc<Alignment>,
     /// CSI volumes.
     pub csi: Arc<CsiVolumes>,
     /// Cgroups of pods.
@@ -42,6 +46,8 @@ pub struct Context {
     pub runtime_name: String,
     /// What probes found, as metrics.
     pub probe_metrics: Probes,
+    /// How long pods take to be brought about.
+    pub workers: Workers,
     /// The longest delay between restarts of a container.
     pub max_restart_delay: Duration,
 }

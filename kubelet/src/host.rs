@@ -5,6 +5,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bosun_kubelet_devices::DeviceManager;
+use bosun_kubelet_devices::table::Capacity;
 use bosun_kubelet_node::RuntimeFacts;
 use bosun_kubelet_node::facts::{RuntimeCondition, RuntimeStatus};
 use bosun_kubelet_server::host::{
@@ -263,6 +265,8 @@ pub struct Facts {
     pub observer: Arc<Observer>,
     /// What keeps the node from taking pods.
     pub strain: crate::upkeep::Strained,
+    /// Devices of the node.
+    pub devices: Arc<DeviceManager>,
     /// CSI volumes.
     pub csi: Arc<CsiVolumes>,
 }
@@ -322,6 +326,11 @@ impl RuntimeFacts for Facts {
             disk: conditions.contains(&Condition::Disk),
             pid: conditions.contains(&Condition::Pid),
         }
+    }
+
+    fn devices(&self) -> bosun_kubelet_node::facts::Devices {
+        let Capacity { capacity, allocatable, removed } = self.devices.capacity();
+        bosun_kubelet_node::facts::Devices { capacity, allocatable, removed }
     }
 
     fn errors(&self) -> Vec<String> {

@@ -6,6 +6,7 @@
 //! cgroups ([`cgroups`]). What keeps the node itself going is in [`upkeep`].
 
 pub mod admission;
+pub mod alignment;
 pub mod api_status;
 pub mod cgroups;
 pub mod config;
@@ -16,6 +17,8 @@ pub mod handler;
 pub mod health;
 pub mod host;
 pub mod images;
+pub mod kernel;
+mod limiting;
 pub mod make;
 pub mod manager;
 pub mod metrics;
@@ -29,6 +32,7 @@ pub mod report;
 mod run;
 pub mod sources;
 pub mod startup;
+pub mod systemd;
 pub mod upkeep;
 mod usage;
 pub mod userns;

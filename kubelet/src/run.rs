@@ -1,42 +1,55 @@
 //! Putting the parts together: the runtime, the API server if there is one, the sources, the manager, the server.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use bosun_api::pod::Resources;
+use bosun_kit::backoff::Backoff;
 use bosun_kit::events::Recorder;
 use bosun_kit::gates::FeatureGates;
+use bosun_kit::health::Checks;
 use bosun_kit::informer::Informer;
 use bosun_kit::metrics::Metrics;
 use bosun_kit::rate::Limit;
 use bosun_kit::tls::ReloadingClientCa;
+use bosun_kubelet_cgroup::{Driver, Layout};
+use bosun_kubelet_devices::{pod_resources, registration};
 use bosun_kubelet_node::identity::{IdentityConfig, establish};
 use bosun_kubelet_node::machine::MachineReader;
+use bosun_kubelet_node::pressure::Thresholds;
 use bosun_kubelet_node::serving::{self, RequestedCert};
 use bosun_kubelet_node::{NodeAgent, NodeConfig, NodeHandle, address};
 use bosun_kubelet_server::auth::{ApiReviewer, Auth, AuthConfig, AuthorizationMode, Reviewer};
 use bosun_kubelet_server::{KubeletServer, ServerConfig, serve_health};
-use bosun_proto::cri;
+use bosun_kubelet_trace::Tracing;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Offer;
+use crate::alignment::shown::{self, PodsResources};
+use crate::alignment::{Alignment, pools};
 use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
 use crate::context::Context;
-use crate::cri::{GrpcRuntime, MeteredRuntime, Runtime};
+use crate::cri::{CriErrorKind, GrpcRuntime, MeteredRuntime, Runtime};
 use crate::host::{Facts, Host};
 use crate::images::Images;
 use crate::images::providers::Providers;
 use crate::images::pulled::{Records, Verification};
+use crate::kernel::{Kernel, Policy};
+use crate::limiting;
 use crate::make::Node;
 use crate::manager::{Inputs, Manager, Pods, SharedOffer};
 use crate::metrics;
@@ -47,12 +60,14 @@ use crate::plugins;
 use crate::report::Report;
 use crate::sources;
 use crate::startup;
+use crate::systemd;
 use crate::upkeep::{self, Upkeep};
 use crate::userns::{self, Ids, UserNamespaces};
 use crate::volumes::csi::CsiVolumes;
 use crate::volumes::measured;
+use crate::worker::Workers;
 
-/// How long a container runtime that does not answer yet is waited for.
+/// How long a container runtime that does not answer yet is waited for, from one answer to the next.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
 
 impl Options {
@@ -70,42 +85,58 @@ impl Options {
 ///
 /// # Errors
 /// As [`Options::run`].
-pub async fn run(options: Options, config: KubeletConfiguration, cancel: CancellationToken) -> Result<()> {
+pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: CancellationToken) -> Result<()> {
     for field in config.without_effect() {
         tracing::warn!(field, "this configuration field has no effect in this kubelet yet");
     }
     bosun_kit::tls::install_crypto();
+    let layout = Layout::detect();
+    limiting::check_machine(&config, &layout)?;
+    limiting::reserve_cores(&mut config)?;
+    let reservations = limiting::reservations(&config)?;
     let upkeep = upkeep::Settings::new(&config, MachineReader::default().machine().memory as i64)?;
     adjust_oom_score(config.oom_score_adj);
     let name = node_name(&options)?;
     let ips = address::node_ips(&options.node_ip)?;
     let metrics = Metrics::new();
     let gates = config.gates().map_err(anyhow::Error::msg)?;
+    let watchdog = systemd::watchdog_timeout().map_err(anyhow::Error::msg)?;
+    prepare_kernel(&options, &config, &gates)?;
+    open_files(config.max_open_files);
     metrics::register_facts(&metrics, &name, &gates);
     metrics::register_certificates(&metrics, &options.cert_dir);
+    let tracing = start_tracing(&config, &name)?;
     let runtime = connect(&config, &cancel).await?;
     let runtime: Arc<dyn Runtime> = Arc::new(MeteredRuntime::new(runtime, &metrics));
-    let version = runtime.version().await?;
+    let version = patiently("Version", &cancel, || runtime.version()).await?;
     tracing::info!(name = version.runtime_name, version = version.runtime_version, "container runtime");
-    let driver = cgroup_driver(&*runtime, &config).await;
-    let node = Arc::new(node(&options, &config, &name, &ips, &driver));
+    let ask = gates.enabled("KubeletCgroupDriverFromCRI");
+    let driver = patiently("RuntimeConfig", &cancel, || limiting::driver(&*runtime, &config, ask)).await?;
+    let node = Arc::new(Node {
+        systemd_cgroups: driver == Driver::Systemd,
+        limits: limiting::settings(&config, &layout),
+        ..node(&options, &config, &name, &ips)
+    });
     bosun_kit::files::create_dir(&node.root_dir, 0o750)?;
     bosun_kit::files::create_dir(&node.pods_dir(), 0o750)?;
     bosun_kit::files::create_dir(&node.pod_logs_dir, 0o755)?;
     bosun_kit::files::create_dir(&node.container_logs_dir, 0o755)?;
-    let cgroups = Cgroups::detect(&driver);
-    cgroups.set_up_node(&node).context("make the cgroups of the pods (cgroupRoot)")?;
+    let cgroups = Cgroups::detect(driver);
+    limiting::enter(&config, &cgroups)?;
+    cgroups.set_up_node(&node).await.context("make the cgroups of the pods (cgroupRoot)")?;
 
     let (news_to, news) = mpsc::unbounded_channel();
     let observer = Observer::new(runtime.clone(), node.clone(), news_to);
     observer.relists().register(&metrics);
     // What runs is known before any source speaks, so that it is adopted.
-    observer.list().await.context("list what the container runtime holds")?;
+    patiently("listing what it holds", &cancel, || observer.list()).await?;
 
     let client = join(&options, &config, &name, &cancel).await?;
     let client = client.map(|client| counted(client, &options, &metrics));
     let (probe_metrics, probes) = (Metrics::default(), metrics::Probes::default());
     probes.register(&probe_metrics);
+    let workers = Workers::default();
+    workers.register(&metrics);
     let (changes_to, changes) = mpsc::unbounded_channel();
     let recorder = match &client {
         Some(client) => {
@@ -114,6 +145,9 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         }
         None => Recorder::to_log(),
     };
+    let mut parts = tokio::task::JoinSet::new();
+    let enforced = limiting::Enforced::new(&node, &config, reservations, &upkeep.eviction_hard)?;
+    enforced.start(cgroups.tree(), &recorder, &mut parts, &cancel).await?;
     let report = Report::new(recorder.clone());
     let api_objects = client.clone().map(|client| ApiObjects::new(client, changes_to));
     let objects: Arc<dyn Objects> = match &api_objects {
@@ -129,6 +163,8 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     images.register(&metrics);
     let per_pod = config.user_namespaces.as_ref().and_then(|configured| configured.ids_per_pod);
     let ids = userns::given().and_then(|given| Ids::new(per_pod, given, config.max_pods));
+    let alignment = Arc::new(open_alignment(&config, &gates, &node, &upkeep.eviction_hard)?);
+    alignment.register(&metrics);
     let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
     let csi = CsiVolumes::new(&node, client.clone());
     let context = Arc::new(Context {
@@ -140,10 +176,12 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
         images,
         objects,
         report,
+        alignment: alignment.clone(),
         cgroups,
         client: client.clone(),
         runtime_name: version.runtime_name.clone(),
         probe_metrics: probes,
+        workers,
         max_restart_delay: config.max_restart_delay(),
     });
     let pods = Pods::default();
@@ -152,21 +190,36 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     let offer: SharedOffer =
         Arc::new(Mutex::new(Offer { name: name.clone(), apparmor: has_apparmor(), ..Offer::default() }));
     let (strain_to, strain) = watch::channel(upkeep::Strain::default());
-    let facts =
-        Facts { runtime: runtime.clone(), observer: observer.clone(), strain: strain.clone(), csi: csi.clone() };
+    let facts = Facts {
+        runtime: runtime.clone(),
+        observer: observer.clone(),
+        strain: strain.clone(),
+        devices: alignment.devices.clone(),
+        csi: csi.clone(),
+    };
+    let requests = serve_devices(&alignment, &pods, &node, &cancel)?;
+    requests.register(&metrics);
+    let period = config.cpu_manager_reconcile_period.0;
+    parts.spawn(pools::keep(context.clone(), pods.clone(), period, cancel.clone()));
 
-    let mut parts = tokio::task::JoinSet::new();
+    let mut agent_handle = None;
     if let Some(client) = &client {
         let mut of_node = node_config(&options, &config, &name, &ips)?;
         of_node.eviction_hard.clone_from(&upkeep.eviction_hard);
         let agent = NodeAgent::new(of_node, client.clone(), Arc::new(facts), recorder.clone())?;
         let handle = agent.handle();
+        agent_handle = Some(handle.clone());
         parts.spawn(tell_strain(handle.clone(), strain, cancel.clone()));
         parts.spawn(agent.run(cancel.clone()));
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
+    let poke = move || agent_handle.iter().for_each(NodeHandle::poke);
+    parts.spawn(pools::tell_of_devices(context.clone(), pods.clone(), poke, cancel.clone()));
     let served = Served { host, metrics: metrics.clone(), probe_metrics, gates };
-    serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
+    let checks = serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
+    if let Some(timeout) = watchdog {
+        parts.spawn(systemd::feed_watchdog(timeout, checks, systemd::tell, cancel.clone()));
+    }
     parts.spawn(observer.run(cancel.clone()));
     let upkeep = Upkeep::new(context.clone(), pods.clone(), offer.clone(), recorder, upkeep, strain_to);
     upkeep.start(&mut parts, &cancel);
@@ -188,12 +241,44 @@ pub async fn run(options: Options, config: KubeletConfiguration, cancel: Cancell
     let statics = static_pods(&config, &name, &mut parts, &cancel);
     let inputs = Inputs { api: informer, statics, news, changes: api_objects.map(|objects| (changes, objects)) };
     let (ended_to, ended) = mpsc::unbounded_channel();
-    let manager = Manager::new(context, pods, offer, ended_to, cancel.clone());
+    let urls = url_pods(&config, &name, &mut parts, &cancel);
+    let manager = Manager::new(context, pods, offer, ended_to, cancel.clone()).also_from_url(urls);
     tracing::info!(node = name, standalone = client.is_none(), "kubelet started");
+    systemd::announce(NotifyState::Ready);
     manager.run(inputs, ended).await;
+    systemd::announce(NotifyState::Stopping);
     cancel.cancel();
     while parts.join_next().await.is_some() {}
+    if let Some(tracing) = tracing {
+        tracing.stop().await;
+    }
     Ok(())
+}
+
+/// CPUs, memory and devices, with what hard eviction keeps free of memory.
+fn open_alignment(
+    config: &KubeletConfiguration,
+    gates: &FeatureGates,
+    node: &Node,
+    eviction_hard: &BTreeMap<String, String>,
+) -> Result<Alignment> {
+    let thresholds = Thresholds::parse(eviction_hard)?;
+    let evicted = thresholds.reserved("memory.available", node.memory_capacity.try_into().unwrap_or(0));
+    Alignment::open(config, gates, &node.root_dir, evicted)
+}
+
+/// Listens for device plugins, and for agents that ask what pods have.
+fn serve_devices(
+    alignment: &Arc<Alignment>,
+    pods: &Pods,
+    node: &Node,
+    cancel: &CancellationToken,
+) -> Result<pod_resources::Requests> {
+    registration::serve(alignment.devices.clone(), cancel.clone())?;
+    let requests = pod_resources::Requests::default();
+    let shown = Arc::new(PodsResources { alignment: alignment.clone(), pods: pods.clone() });
+    pod_resources::serve(&node.root_dir.join(shown::FOLDER), shown, requests.clone(), cancel.clone())?;
+    Ok(requests)
 }
 
 /// The records of who may use which image, with what a killed kubelet left behind put right.
@@ -211,6 +296,18 @@ async fn pull_records(runtime: &dyn Runtime, node: &Node, config: &KubeletConfig
 /// Whether the kernel has AppArmor, and it is switched on.
 fn has_apparmor() -> bool {
     std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
+}
+
+/// Begins to send spans, if the configuration says where.
+fn start_tracing(config: &KubeletConfiguration, name: &str) -> Result<Option<Tracing>> {
+    let Some(tracing) = &config.tracing else { return Ok(None) };
+    let settings = bosun_kubelet_trace::Settings {
+        endpoint: tracing.endpoint.clone().unwrap_or_else(|| bosun_kubelet_trace::DEFAULT_ENDPOINT.to_owned()),
+        per_million: tracing.sampling_rate_per_million.and_then(|rate| rate.try_into().ok()).unwrap_or_default(),
+        service: "kubelet",
+        host: name.to_owned(),
+    };
+    Ok(Some(bosun_kubelet_trace::start(&settings)?))
 }
 
 fn credential_providers(options: &Options) -> Result<Providers> {
@@ -231,7 +328,7 @@ fn node_name(options: &Options) -> Result<String> {
     Ok(name)
 }
 
-fn node(options: &Options, config: &KubeletConfiguration, name: &str, ips: &[IpAddr], driver: &str) -> Node {
+fn node(options: &Options, config: &KubeletConfiguration, name: &str, ips: &[IpAddr]) -> Node {
     let machine = MachineReader::default().machine();
     let logs = PathBuf::from(&config.pod_logs_dir);
     let links = logs.parent().unwrap_or(Path::new("/var/log")).join("containers");
@@ -251,7 +348,8 @@ fn node(options: &Options, config: &KubeletConfiguration, name: &str, ips: &[IpA
         cpu_capacity: i64::from(machine.cpus) * 1000,
         cgroup_root: format!("{}/kubepods", config.cgroup_root.trim_end_matches('/')),
         cgroups_per_qos: config.cgroups_per_qos,
-        systemd_cgroups: driver == "systemd",
+        systemd_cgroups: false,
+        limits: Default::default(),
     }
 }
 
@@ -279,12 +377,28 @@ async fn connect(config: &KubeletConfiguration, cancel: &CancellationToken) -> R
     }
 }
 
-/// The cgroup driver: the runtime's, if it tells (containerd 2), else the configured one.
-async fn cgroup_driver(runtime: &dyn Runtime, config: &KubeletConfiguration) -> String {
-    match runtime.runtime_config().await.ok().and_then(|answer| answer.linux).map(|linux| linux.cgroup_driver()) {
-        Some(cri::CgroupDriver::Systemd) => "systemd".to_owned(),
-        Some(cri::CgroupDriver::Cgroupfs) => "cgroupfs".to_owned(),
-        None => config.cgroup_driver.clone(),
+/// Asks the runtime anew while it gives no answer: one lost answer at the start must not end the kubelet.
+async fn patiently<T, F: Future<Output = crate::cri::Result<T>>>(
+    what: &str,
+    cancel: &CancellationToken,
+    ask: impl Fn() -> F,
+) -> Result<T> {
+    let began = tokio::time::Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if error.kind == CriErrorKind::Unimplemented => return Err(error.into()),
+            Err(error) => error,
+        };
+        if began.elapsed() > RUNTIME_PATIENCE {
+            bail!("the container runtime does not answer ({what}): {error}; look at containerd's log");
+        }
+        tracing::warn!(what, %error, "asking the container runtime again");
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_delay()) => {}
+            () = cancel.cancelled() => bail!("stopped while waiting for the container runtime"),
+        }
     }
 }
 
@@ -356,7 +470,10 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
             let status = node.status.as_ref();
             let allocatable = status.and_then(|s| s.allocatable.as_ref());
             let amounts = allocatable.into_iter().flatten();
-            let allocatable = amounts.map(|(name, amount)| (name.clone(), bosun_api::quantity::of(amount))).collect();
+            let allocatable: Resources =
+                amounts.map(|(name, amount)| (name.clone(), bosun_api::quantity::of(amount))).collect();
+            // What the Node says has podsPerCore in it.
+            let pods = allocatable.get("pods").and_then(|pods| usize::try_from(pods.value()).ok());
             let mut offer = offer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             *offer = Offer {
                 known: true,
@@ -364,7 +481,7 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
                 labels: node.metadata.labels.clone().unwrap_or_default(),
                 taints: bosun_api::node::taints(&node).to_vec(),
                 allocatable,
-                max_pods: max_pods as usize,
+                max_pods: pods.unwrap_or(max_pods as usize),
                 strain: offer.strain.clone(),
                 apparmor: offer.apparmor,
                 strict_groups: status.and_then(|s| s.features.as_ref()?.supplemental_groups_policy).unwrap_or_default(),
@@ -382,7 +499,7 @@ fn static_pods(
     name: &str,
     parts: &mut tokio::task::JoinSet<()>,
     cancel: &CancellationToken,
-) -> Option<mpsc::UnboundedReceiver<std::collections::BTreeMap<String, Arc<Pod>>>> {
+) -> Option<mpsc::UnboundedReceiver<BTreeMap<String, Arc<Pod>>>> {
     if config.static_pod_path.is_empty() {
         return None;
     }
@@ -391,6 +508,51 @@ fn static_pods(
     let poll = config.file_check_frequency.0;
     parts.spawn(sources::watch_static(path, name.to_owned(), poll, statics_to, cancel.clone()));
     Some(statics)
+}
+
+/// Static pods from the URL, if one is configured.
+fn url_pods(
+    config: &KubeletConfiguration,
+    name: &str,
+    parts: &mut tokio::task::JoinSet<()>,
+    cancel: &CancellationToken,
+) -> Option<mpsc::UnboundedReceiver<BTreeMap<String, Arc<Pod>>>> {
+    if config.static_pod_url.is_empty() {
+        return None;
+    }
+    let (pods_to, pods) = mpsc::unbounded_channel();
+    let from = sources::url::Source {
+        url: config.static_pod_url.clone(),
+        headers: config.static_pod_url_header.clone(),
+        node: name.to_owned(),
+        period: config.http_check_frequency.0,
+    };
+    parts.spawn(from.watch(pods_to, cancel.clone()));
+    Some(pods)
+}
+
+/// Looks after the kernel's settings, as far as they are this kubelet's to set.
+fn prepare_kernel(options: &Options, config: &KubeletConfiguration, gates: &FeatureGates) -> Result<()> {
+    let kernel = Kernel::default();
+    let policy = match config.protect_kernel_defaults {
+        true => Policy::Refuse,
+        false if options.leave_kernel_defaults || !kernel.is_machine() => Policy::Leave,
+        false if gates.enabled("KubeletInUserNamespace") => Policy::TrySet,
+        false => Policy::Set,
+    };
+    kernel.prepare(policy).map_err(anyhow::Error::msg).context("the kernel's settings (protectKernelDefaults)")
+}
+
+/// Lets this process have as many files open as the configuration says, or as the host lets it.
+fn open_files(wanted: i64) {
+    let wanted = u64::try_from(wanted).unwrap_or_default();
+    let set = |soft: u64, hard: u64| setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if set(wanted, wanted).is_err()
+        && let Err(error) = set(wanted.min(hard), hard)
+    {
+        tracing::warn!(%error, wanted, "maxOpenFiles: the limit was not set");
+    }
 }
 
 /// The client, with its requests counted.
@@ -409,7 +571,7 @@ struct Served {
     gates: FeatureGates,
 }
 
-/// Serves :10250, the health endpoint and the read-only port.
+/// Serves :10250, the health endpoint and the read-only port; returns the health checks.
 async fn serve(
     options: &Options,
     config: &KubeletConfiguration,
@@ -418,7 +580,7 @@ async fn serve(
     client: Option<&Client>,
     parts: &mut tokio::task::JoinSet<()>,
     cancel: &CancellationToken,
-) -> Result<()> {
+) -> Result<Checks> {
     let reviewer = client.map(|client| Arc::new(ApiReviewer::new(client.clone(), &node.name)) as Arc<dyn Reviewer>);
     let auth = Auth::new(auth_config(config), reviewer);
     let server_config = server_config(options, config, node, &served.gates);
@@ -433,6 +595,7 @@ async fn serve(
         let listener = listen(socket(&config.address, config.read_only_port, "address")?, "readOnlyPort").await?;
         parts.spawn(server.clone().serve_read_only(listener, cancel.clone()));
     }
+    let checks = server.checks().clone();
     if config.enable_server {
         let certificate = certificate(options, config, node, client, parts, cancel)?;
         let clients = match config.authentication.x509.client_ca_file.as_str() {
@@ -446,7 +609,7 @@ async fn serve(
         let listener = listen(socket(&config.address, config.port, "address")?, "port").await?;
         parts.spawn(server.serve(listener, Arc::new(tls), cancel.clone()));
     }
-    Ok(())
+    Ok(checks)
 }
 
 fn auth_config(config: &KubeletConfiguration) -> AuthConfig {

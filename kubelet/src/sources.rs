@@ -1,4 +1,6 @@
-//! Where pods come from: the API server's watch, and a folder (or file) of static pod manifests.
+//! Where pods come from: the API server's watch, a folder (or file) of static pod manifests, and a [`url`] of them.
+
+pub mod url;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,7 +47,17 @@ pub fn read_static(path: &Path, node: &str) -> BTreeMap<String, Arc<Pod>> {
 /// # Errors
 /// The manifest is no pod, or lacks what a pod needs; the text names the field.
 pub fn static_pod(text: &str, file: &Path, node: &str) -> Result<Pod, String> {
-    let mut pod: Pod = bosun_kit::config::from_yaml(text, &file.display().to_string()).map_err(|e| e.to_string())?;
+    let pod: Pod = bosun_kit::config::from_yaml(text, &file.display().to_string()).map_err(|e| e.to_string())?;
+    let mut pod = take_up(pod, text, &format!("host:{node}file:{}", file.display()), "file", node)?;
+    // Nothing that keeps ordinary pods off a node may keep off a static one.
+    let everything =
+        Toleration { operator: Some("Exists".into()), effect: Some("NoExecute".into()), ..Toleration::default() };
+    pod.spec.get_or_insert_default().tolerations.get_or_insert_default().push(everything);
+    Ok(pod)
+}
+
+/// Makes the node's pod of a manifest's: its UID follows from what it says (`text`) and where that was found (`place`).
+fn take_up(mut pod: Pod, text: &str, place: &str, source: &str, node: &str) -> Result<Pod, String> {
     let name = spec::name(&pod).to_owned();
     if name.is_empty() {
         return Err("metadata.name: Required value".to_owned());
@@ -60,13 +72,9 @@ pub fn static_pod(text: &str, file: &Path, node: &str) -> Result<Pod, String> {
         return Err(format!("spec.containers: {:?} needs a name and an image", bad.name));
     }
     pod_spec.node_name = Some(node.to_owned());
-    // Nothing that keeps ordinary pods off a node may keep off a static one.
-    let everything =
-        Toleration { operator: Some("Exists".into()), effect: Some("NoExecute".into()), ..Toleration::default() };
-    pod_spec.tolerations.get_or_insert_with(Vec::new).push(everything);
     let mut hash = Sha256::new();
     hash.update(text);
-    hash.update(format!("host:{node}file:{}", file.display()));
+    hash.update(place);
     let own = spec::uid(&pod).to_owned();
     let hash: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let uid = if own.is_empty() { hash.clone() } else { own };
@@ -76,7 +84,7 @@ pub fn static_pod(text: &str, file: &Path, node: &str) -> Result<Pod, String> {
     metadata.namespace.get_or_insert_with(|| "default".to_owned());
     let annotations = metadata.annotations.get_or_insert_with(BTreeMap::new);
     annotations.insert(labels::CONFIG_HASH.into(), hash);
-    annotations.insert(labels::CONFIG_SOURCE.into(), "file".into());
+    annotations.insert(labels::CONFIG_SOURCE.into(), source.into());
     annotations.insert(labels::CONFIG_SEEN.into(), jiff::Timestamp::now().to_string());
     Ok(pod)
 }

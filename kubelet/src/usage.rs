@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bosun_api::pod::QosClass;
 use bosun_kubelet_server::host::{
     ContainerUsageSource, PodUsageSource, RuntimeFs, RuntimeStorage, SandboxUsageSource, VolumeSource,
 };
@@ -46,7 +47,7 @@ pub(crate) fn pod(snapshot: &Snapshot, node: &Node, csi: &CsiVolumes, runtime_na
         name: spec::name(pod).to_owned(),
         namespace: spec::namespace(pod).to_owned(),
         uid: spec::uid(pod).to_owned(),
-        cgroup: if node.cgroups_per_qos { path(&parent, node) } else { String::new() },
+        cgroup: if node.cgroups_per_qos { parent.clone() } else { String::new() },
         started: runtime.sandboxes.first().and_then(|sandbox| timestamp(sandbox.created_at)),
         host_network: spec::host_network(pod),
         sandbox,
@@ -57,17 +58,14 @@ pub(crate) fn pod(snapshot: &Snapshot, node: &Node, csi: &CsiVolumes, runtime_na
 
 /// The cgroup of all pods.
 pub(crate) fn pods_cgroup(node: &Node) -> String {
-    if node.systemd_cgroups { "/kubepods.slice".to_owned() } else { node.cgroup_root.clone() }
+    resources::pods_cgroup(node).path(resources::driver(node))
 }
 
 /// The cgroups above those of pods.
 pub(crate) fn shared_cgroups(node: &Node) -> Vec<String> {
+    let class = |class| resources::class_cgroup(class, node).path(resources::driver(node));
+    let classes = [QosClass::Burstable, QosClass::BestEffort].map(class);
     let root = pods_cgroup(node);
-    let class = |class: &str| match node.systemd_cgroups {
-        true => format!("{root}/kubepods-{class}.slice"),
-        false => format!("{root}/{class}"),
-    };
-    let classes = ["burstable", "besteffort"].map(class);
     if node.cgroups_per_qos { [root].into_iter().chain(classes).collect() } else { vec![root] }
 }
 
@@ -88,17 +86,6 @@ fn own(text: &str) -> Option<String> {
     of("memory").or_else(|| of("")).filter(|path| path != "/")
 }
 
-/// A pod's cgroup below the hierarchy's root, of what the runtime was told: a slice stands within the slices that its
-/// name is made of.
-fn path(parent: &str, node: &Node) -> String {
-    if !node.systemd_cgroups {
-        return parent.to_owned();
-    }
-    let name = parent.trim_end_matches(".slice");
-    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
-    ends.map(|end| format!("/{}.slice", &name[..end])).collect()
-}
-
 /// The cgroup that the runtime makes for a container below the pod's.
 fn container_cgroup(parent: &str, id: &str, node: &Node, runtime_name: &str) -> String {
     let name = match (runtime_name, node.systemd_cgroups) {
@@ -107,7 +94,7 @@ fn container_cgroup(parent: &str, id: &str, node: &Node, runtime_name: &str) -> 
         (_, true) => format!("cri-containerd-{id}.scope"),
         (_, false) => id.to_owned(),
     };
-    format!("{}/{name}", path(parent, node))
+    format!("{parent}/{name}")
 }
 
 /// What the runtime's answers say of its storage.
@@ -136,30 +123,13 @@ mod tests {
     use super::*;
 
     fn node(systemd_cgroups: bool) -> Node {
-        Node {
-            name: "n".into(),
-            ips: Vec::new(),
-            root_dir: "/k".into(),
-            pod_logs_dir: "/l".into(),
-            container_logs_dir: "/c".into(),
-            cluster_dns: Vec::new(),
-            cluster_domain: String::new(),
-            resolver_file: None,
-            seccomp_default: false,
-            cpu_quota_period: None,
-            memory_capacity: 1,
-            memory_allocatable: 1,
-            cpu_capacity: 1,
-            cgroup_root: "/kubepods".into(),
-            cgroups_per_qos: true,
-            systemd_cgroups,
-        }
+        Node { systemd_cgroups, ..crate::make::tests::node() }
     }
 
     #[test]
     fn cgroups_of_both_drivers() {
-        let slices = container_cgroup("kubepods-burstable-pod1_2.slice", "abc", &node(true), "containerd");
-        let want = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice/cri-containerd-abc.scope";
+        let slices = container_cgroup("/kubepods.slice/kubepods-pod1_2.slice", "abc", &node(true), "containerd");
+        let want = "/kubepods.slice/kubepods-pod1_2.slice/cri-containerd-abc.scope";
         assert_eq!(slices, want);
         assert_eq!(container_cgroup("/kubepods/pod1-2", "abc", &node(false), "containerd"), "/kubepods/pod1-2/abc");
         assert_eq!(container_cgroup("/kubepods/pod1-2", "abc", &node(false), "cri-o"), "/kubepods/pod1-2/crio-abc");

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bosun_kit::events::Recorder;
 use bosun_kubelet::admission::Offer;
+use bosun_kubelet::alignment::Alignment;
 use bosun_kubelet::cgroups::Cgroups;
 use bosun_kubelet::config::KubeletConfiguration;
 use bosun_kubelet::context::Context;
@@ -25,7 +26,7 @@ use bosun_kubelet::observe::Observer;
 use bosun_kubelet::report::Report;
 use bosun_kubelet::upkeep::{Settings, Strain, Strained, Upkeep};
 use bosun_kubelet::volumes::csi::CsiVolumes;
-use bosun_kubelet_cgroup::Hierarchy;
+use bosun_kubelet_cgroup::{Driver, Hierarchy};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -55,7 +56,7 @@ impl Rig {
         let node = fixture::node(folder.path());
         let fake = Arc::new(FakeRuntime::new());
         fake.add_image(IMAGE);
-        let rig = Self::on(fake.clone(), node, Cgroups::None, offer);
+        let rig = Self::on(fake.clone(), node, Cgroups::absent(), offer);
         Self { folder, runtime: fake, ..rig }
     }
 
@@ -70,6 +71,7 @@ impl Rig {
         let images = Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1);
         let context = Arc::new(Context {
             user_namespaces: fixture::user_namespaces(&node),
+            alignment: Arc::new(Alignment::none(&node.root_dir).unwrap()),
             csi: CsiVolumes::new(&node, None),
             node,
             runtime,
@@ -82,6 +84,7 @@ impl Rig {
             runtime_name: "fake".into(),
             max_restart_delay: Duration::from_secs(300),
             probe_metrics: Default::default(),
+            workers: Default::default(),
         });
         let (pods, offer, cancel) = (Pods::default(), Arc::new(Mutex::new(offer)), CancellationToken::new());
         let (ended_to, ended) = mpsc::unbounded_channel();
@@ -358,8 +361,8 @@ async fn with_a_real_runtime_disk_and_memory_are_measured() {
     };
     let endpoint = format!("unix://{}", machine.path("c.sock"));
     let runtime = Arc::new(GrpcRuntime::new(&endpoint, "", Duration::from_secs(60)).unwrap());
-    let cgroups = Cgroups::detect("cgroupfs");
-    cgroups.set_up_node(&node).unwrap();
+    let cgroups = Cgroups::detect(Driver::Cgroupfs);
+    cgroups.set_up_node(&node).await.unwrap();
     let mut rig = Rig::on(runtime, node, cgroups, Offer::default());
     rig.add(
         "writer",

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bosun_kit::events::Recorder;
 use bosun_kubelet::admission::Offer;
+use bosun_kubelet::alignment::Alignment;
 use bosun_kubelet::cgroups::Cgroups;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::Runtime;
@@ -61,11 +62,13 @@ impl Rig {
             report,
             user_namespaces: fixture::user_namespaces(&node),
             csi: CsiVolumes::new(&node, None),
-            cgroups: Cgroups::None,
+            alignment: Arc::new(Alignment::none(&node.root_dir).unwrap()),
+            cgroups: Cgroups::absent(),
             client: None,
             runtime_name: "fake".into(),
             max_restart_delay: Duration::from_secs(300),
             probe_metrics: Default::default(),
+            workers: Default::default(),
         });
         let (pods, cancel) = (Pods::default(), CancellationToken::new());
         let (ended_to, ended) = mpsc::unbounded_channel();

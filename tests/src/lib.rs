@@ -5,11 +5,15 @@
 //! address. [`Fabric`] is the set of them; [`sweep`] takes it down and proves that nothing remains. Everything here
 //! survives SIGKILL of its user: what runs is found again by what the kernel says, not by what was remembered.
 //!
+//! [`guest`] is a whole machine instead, emulated: another kernel, version 2 cgroups alone, systemd.
+//!
 //! This crate leaves to others what runs on the nodes, except for [`cluster`], which starts `bosun` on them.
 
 pub mod cluster;
 pub mod containerd;
 pub mod fabric;
+pub mod guest;
+pub mod holdings;
 pub mod images;
 pub mod kubectl;
 pub mod layout;
@@ -21,6 +25,7 @@ pub mod tools;
 pub use cluster::Cluster;
 pub use containerd::Containerd;
 pub use fabric::{Fabric, Node};
+pub use holdings::Holdings;
 pub use kubectl::Kubectl;
 pub use layout::Layout;
 pub use tools::Tools;

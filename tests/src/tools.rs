@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::geteuid;
@@ -49,6 +49,25 @@ pub const KUBECTL: Package = Package { name: "kubectl", suite: "sid", program: "
 /// The reference CNI plugins 1.9.1, the peer of ours.
 pub const CNI_PLUGINS: Package =
     Package { name: "containernetworking-plugins", suite: "sid", program: "usr/lib/cni/bridge" };
+/// What a guest machine needs besides: its kernel, systemd with a bus, and the programs that tests call.
+const GUEST: &[&str] = &[
+    "linux-image-cloud-amd64",
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "kmod",
+    "bash",
+    "coreutils",
+    "curl",
+    "iproute2",
+    "mount",
+    "util-linux",
+];
+/// Wanted only by scripts that run when a package is installed; in a guest they are unpacked.
+const NOT_IN_GUEST: &[&str] =
+    &["debconf", "dpkg", "initramfs-tools", "klibc", "libgdbm", "libklibc", "libperl", "perl", "usrmerge"];
+/// Installed into the system for guests: the machine, and what makes its disk.
+const SYSTEM_FOR_GUESTS: &[&str] = &["qemu-system-x86", "e2fsprogs"];
 /// One static binary with a shell and the usual commands, for an image.
 pub const BUSYBOX: Package = Package { name: "busybox-static", suite: RELEASE, program: "bin/busybox" };
 
@@ -102,6 +121,40 @@ impl Tools {
             tools.fetch_python_client()?;
         }
         Ok(tools)
+    }
+
+    /// Fetches what a guest machine is made of, and returns the folder of its root file system: Debian packages of the
+    /// system's release with all that they need, unpacked. Nothing in it is configured.
+    pub fn fetch_guest(&self, say: Say<'_>) -> Result<PathBuf> {
+        let _one_at_a_time = lock(&self.deps)?;
+        install(SYSTEM_FOR_GUESTS, say)?;
+        let root = self.deps.join("guest-root");
+        if root.exists() {
+            return Ok(root);
+        }
+        let apt = PrivateApt::new(&self.deps)?;
+        say("reading Debian's package lists");
+        apt.update()?;
+        say("fetching a guest's kernel, systemd and programs");
+        let archives = apt.download_whole(GUEST)?;
+        let partial = self.deps.join("guest-root.partial");
+        let _ = fs::remove_dir_all(&partial);
+        // Debian's packages still have /bin and /lib; a system has links there.
+        for folder in ["bin", "lib", "lib64", "sbin"] {
+            fs::create_dir_all(partial.join("usr").join(folder))?;
+            symlink(Path::new("usr").join(folder), partial.join(folder))?;
+        }
+        for entry in fs::read_dir(&archives)? {
+            let archive = entry?.path();
+            let name = archive.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let wanted = name.ends_with(".deb") && !NOT_IN_GUEST.iter().any(|other| name.starts_with(other));
+            if wanted {
+                unpack_into(&archive, &partial)?;
+            }
+        }
+        fs::remove_dir_all(&archives)?;
+        fs::rename(&partial, &root)?;
+        Ok(root)
     }
 
     /// The program a package was fetched for.
@@ -178,11 +231,44 @@ impl PrivateApt {
         Ok(())
     }
 
+    /// Downloads packages of the system's release with all that they need on a system where nothing is, and returns the
+    /// folder they are in.
+    fn download_whole(&self, packages: &[&str]) -> Result<PathBuf> {
+        let archives = self.folder.join("whole");
+        let _ = fs::remove_dir_all(&archives);
+        fs::create_dir_all(archives.join("partial"))?;
+        let nothing = self.folder.join("nothing-installed");
+        fs::write(&nothing, "")?;
+        let mut command = self.apt();
+        command.arg("-o").arg(format!("Dir::State::status={}", nothing.display()));
+        command.arg("-o").arg(format!("Dir::Cache::archives={}/", archives.display()));
+        command.arg("-o").arg(format!("APT::Default-Release={RELEASE}"));
+        command.args(["-y", "--no-install-recommends", "--download-only", "install"]).args(packages);
+        run(&mut command).with_context(|| format!("{} cannot be fetched", packages.join(" ")))?;
+        Ok(archives)
+    }
+
     fn apt(&self) -> Command {
         let mut command = Command::new("apt-get");
         command.arg("-qq").arg("-c").arg(self.folder.join("apt.conf"));
         command
     }
+}
+
+/// Unpacks a package over others, through the links of the tree; without what nobody reads in a test.
+fn unpack_into(archive: &Path, root: &Path) -> Result<()> {
+    let mut files = Command::new("dpkg-deb").arg("--fsys-tarfile").arg(archive).stdout(Stdio::piped()).spawn()?;
+    let mut tar = Command::new("tar");
+    tar.arg("-xC").arg(root).arg("--keep-directory-symlink");
+    for folder in ["doc", "locale", "man", "zoneinfo"] {
+        tar.arg(format!("--exclude=./usr/share/{folder}/*"));
+    }
+    tar.stdin(files.stdout.take().context("dpkg-deb has no output")?);
+    let unpacked = tar.status().context("tar cannot be run; is it installed?")?;
+    if !files.wait()?.success() || !unpacked.success() {
+        bail!("{} cannot be unpacked", archive.display());
+    }
+    Ok(())
 }
 
 fn link_name(package: &Package) -> String {

@@ -1,4 +1,4 @@
-//! The one entrance for people and for CI: `cargo xtask up`, `down`, `test`, `faults`, `bench`.
+//! The one entrance for people and for CI: `cargo xtask up`, `down`, `test`, `faults`, `qemu`, `bench`.
 
 #![expect(clippy::print_stdout, reason = "it talks to people")]
 
@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod demo;
 mod progress;
+mod qemu;
 mod test;
 
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ enum Task {
     Test(test::Options),
     /// Disturb a cluster at length: kill the node agent again and again under pods that come and go.
     Faults(test::Faults),
+    /// Run the tests that want version 2 cgroups and systemd, in an emulated machine.
+    Qemu(qemu::Options),
     /// Measure what docs/numbers.md promises; prints a table and writes target/bench.json.
     Bench(bench::Options),
     /// Fetch the programs that the other tasks need, and nothing else.
@@ -81,6 +84,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Down => demo::down(&layout).map(|()| ExitCode::SUCCESS),
         Task::Test(options) => test::run(&layout, &options),
         Task::Faults(options) => test::faults(&layout, &options),
+        Task::Qemu(options) => qemu::run(&layout, &options),
         Task::Bench(options) => bench::run(&layout, &options),
         Task::Deps => {
             let progress = Progress::new();

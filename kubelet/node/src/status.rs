@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value, json};
 
 use crate::config::NodeConfig;
-use crate::facts::RuntimeStatus;
+use crate::facts::{Devices, RuntimeStatus};
 use crate::machine::{Machine, Resources};
 use crate::pressure::{Pressure, Thresholds};
 
@@ -39,6 +39,8 @@ pub struct Observed {
     pub runtime: Option<Result<RuntimeStatus, String>>,
     /// The images; absent to leave them as they were.
     pub images: Option<Vec<ContainerImage>>,
+    /// What device plugins offer.
+    pub devices: Devices,
     /// Reasons of the kubelet's own for not being ready.
     pub errors: Vec<String>,
     /// Attachable volumes that pods use; they are not to be detached.
@@ -82,7 +84,7 @@ pub fn plan(
     let old = previous.status.clone().unwrap_or_default();
     let mut events = Vec::new();
     let capacity = capacity(config, observed, &old);
-    let allocatable = allocatable(config, thresholds, &capacity);
+    let allocatable = allocatable(config, thresholds, &capacity, &observed.devices);
     let node_info = node_info(observed, &old);
     reboot_event(config, &old, &node_info, &mut events);
     let conditions = conditions(config, observed, &capacity, &old, now, &mut events);
@@ -135,6 +137,10 @@ fn capacity(config: &NodeConfig, observed: &Observed, old: &NodeStatus) -> BTree
     for (name, amount) in &machine.hugepages {
         capacity.insert(name.clone(), quantity(bytes(*amount)));
     }
+    let none = observed.devices.removed.iter().map(|name| (name, &0));
+    for (name, count) in observed.devices.capacity.iter().chain(none) {
+        capacity.insert(name.clone(), quantity(Quantity::from_value(*count)));
+    }
     capacity
 }
 
@@ -142,6 +148,7 @@ fn allocatable(
     config: &NodeConfig,
     thresholds: &Thresholds,
     capacity: &BTreeMap<String, ApiQuantity>,
+    devices: &Devices,
 ) -> BTreeMap<String, ApiQuantity> {
     let reserved = |name: &str, capacity: &Quantity| {
         let configured = [&config.kube_reserved, &config.system_reserved]
@@ -180,6 +187,8 @@ fn allocatable(
     if let Some(memory) = allocatable.get_mut("memory") {
         *memory = left(*memory, huge);
     }
+    // Devices that are broken are there, but not for pods.
+    allocatable.extend(devices.allocatable.iter().map(|(name, count)| (name.clone(), Quantity::from_value(*count))));
     allocatable.into_iter().map(|(name, amount)| (name, quantity(amount))).collect()
 }
 

@@ -38,6 +38,8 @@ fn observed() -> Observed {
         runtime: Some(Ok(RuntimeStatus::ready())),
         images: Some(vec![]),
         errors: vec![],
+        devices: Default::default(),
+        volumes_in_use: vec![],
     }
 }
 

@@ -1,8 +1,11 @@
 //! What a configuration must satisfy beyond its types.
 
+use std::time::Duration;
+
 use super::{Error, GATES, KubeletConfiguration};
 use bosun_kit::gates::FeatureGates;
 use bosun_kit::tls::{TlsError, TlsPolicy};
+use bosun_kubelet_cgroup::allocatable::Enforce;
 
 impl KubeletConfiguration {
     /// Checks the configuration as a whole, naming every fault at once.
@@ -47,11 +50,7 @@ impl KubeletConfiguration {
             !matches!(self.cgroup_driver.as_str(), "cgroupfs" | "systemd"),
             format!("cgroupDriver {:?} must be cgroupfs or systemd", self.cgroup_driver),
         );
-        fault(
-            !self.cgroups_per_qos
-                && self.enforce_node_allocatable.as_ref().is_some_and(|e| e.iter().any(|e| e == "pods")),
-            "enforceNodeAllocatable: pods needs cgroupsPerQOS: true".to_owned(),
-        );
+        self.check_limits(&mut fault);
         fault(
             !matches!(self.authorization.mode.as_str(), "Webhook" | "AlwaysAllow"),
             format!("authorization.mode {:?} must be Webhook or AlwaysAllow", self.authorization.mode),
@@ -123,10 +122,91 @@ impl KubeletConfiguration {
                 self.container_log_monitor_interval
             ),
         );
+        fault(
+            !matches!(self.logging.format.as_str(), "" | "text" | "json"),
+            format!("logging.format: Invalid value: {:?}: Unsupported log format", self.logging.format),
+        );
+        if let Some(rate) = self.tracing.as_ref().and_then(|tracing| tracing.sampling_rate_per_million) {
+            let field = format!("tracing.samplingRatePerMillion: Invalid value: {rate}");
+            fault(rate < 0, format!("{field}: sampling rate must be positive"));
+            fault(
+                rate > 1_000_000,
+                format!("{field}: sampling rate per million must be less than or equal to one million"),
+            );
+        }
         if let Err(text) = self.gates() {
             fault(true, text);
         }
         if faults.is_empty() { Ok(()) } else { Err(Error::Invalid(faults)) }
+    }
+
+    /// What is enforced by cgroups, and how swap and quotas are used.
+    fn check_limits(&self, fault: &mut dyn FnMut(bool, String)) {
+        let enforced = self.enforce_node_allocatable.as_deref().unwrap_or_default();
+        let has = |name: &str| enforced.iter().any(|entry| entry == name);
+        fault(
+            !self.cgroups_per_qos && has("pods"),
+            "Node Allocatable enforcement is not supported unless Cgroups Per QOS feature is turned on: enforceNodeAllocatable with pods needs cgroupsPerQOS: true".to_owned(),
+        );
+        let daemons = [
+            ("system-reserved", "systemReservedCgroup (--system-reserved-cgroup)", &self.system_reserved_cgroup),
+            ("kube-reserved", "kubeReservedCgroup (--kube-reserved-cgroup)", &self.kube_reserved_cgroup),
+        ];
+        for (name, field, cgroup) in daemons {
+            let compressible = format!("{name}-compressible");
+            for entry in [name, &compressible].into_iter().filter(|entry| has(entry)) {
+                let text = format!(
+                    "{field} must be specified when {entry:?} contained in enforceNodeAllocatable (--enforce-node-allocatable)"
+                );
+                fault(cgroup.is_empty(), text);
+            }
+            fault(
+                has(name) && has(&compressible),
+                format!(
+                    "both {name:?} and {compressible:?} cannot be specified together in enforceNodeAllocatable (--enforce-node-allocatable)"
+                ),
+            );
+        }
+        fault(
+            has("none") && enforced.len() > 1,
+            "enforceNodeAllocatable (--enforce-node-allocatable) may not contain additional enforcements when \"none\" is specified".to_owned(),
+        );
+        for entry in enforced.iter().filter(|entry| *entry != "none" && Enforce::parse(entry).is_none()) {
+            fault(
+                true,
+                format!(
+                    "option {entry:?} specified for enforceNodeAllocatable (--enforce-node-allocatable). Valid options are \"pods\", \"system-reserved\", \"kube-reserved\", \"system-reserved-compressible\", \"kube-reserved-compressible\" or \"none\""
+                ),
+            );
+        }
+        fault(
+            !self.reserved_system_cpus.is_empty()
+                && !(self.system_reserved_cgroup.is_empty() && self.kube_reserved_cgroup.is_empty()),
+            "can't use reservedSystemCPUs (--reserved-cpus) with systemReservedCgroup (--system-reserved-cgroup) or kubeReservedCgroup (--kube-reserved-cgroup)".to_owned(),
+        );
+        fault(
+            !matches!(self.memory_swap.swap_behavior.as_str(), "" | "NoSwap" | "LimitedSwap"),
+            format!(
+                "memorySwap.swapBehavior {:?} must be one of: \"\", \"LimitedSwap\" or \"NoSwap\"",
+                self.memory_swap.swap_behavior
+            ),
+        );
+        let period = self.cpu_cfs_quota_period.0;
+        fault(
+            !(Duration::from_millis(1)..=Duration::from_secs(1)).contains(&period),
+            format!(
+                "cpuCFSQuotaPeriod (--cpu-cfs-quota-period) {} must be between 1ms and 1sec, inclusive",
+                self.cpu_cfs_quota_period
+            ),
+        );
+        let custom = self.gates().is_ok_and(|gates| gates.enabled("CustomCPUCFSQuotaPeriod"));
+        fault(
+            period != Duration::from_millis(100) && !custom,
+            format!(
+                "cpuCFSQuotaPeriod (--cpu-cfs-quota-period) {} requires feature gate CustomCPUCFSQuotaPeriod",
+                self.cpu_cfs_quota_period
+            ),
+        );
     }
 
     /// What TLS handshakes may agree on.
@@ -156,13 +236,15 @@ mod tests {
 
     #[test]
     fn every_fault_is_named_at_once() {
-        let text = "port: 70000\nclusterDNS: [ten]\nimageGCLowThresholdPercent: 90\nfeatureGates: {NoSuchGate: true}\ntlsCipherSuites: [TLS_NULL]";
+        let text = "port: 70000\nclusterDNS: [ten]\nimageGCLowThresholdPercent: 90\nfeatureGates: {NoSuchGate: true}\ntlsCipherSuites: [TLS_NULL]\nlogging: {format: xml}\ntracing: {samplingRatePerMillion: 1000001}";
         let error = KubeletConfiguration::parse(text, "f").unwrap_err().to_string();
         for part in [
             "port 70000",
             "clusterDNS: \"ten\"",
             "imageGCLowThresholdPercent 90",
             "NoSuchGate",
+            "logging.format: Invalid value: \"xml\"",
+            "less than or equal to one million",
             "tlsCipherSuites: \"TLS_NULL\"",
         ] {
             assert!(error.contains(part), "{part} in {error}");

@@ -4,6 +4,7 @@
 pub mod container;
 pub mod downward;
 pub mod env;
+pub mod env_file;
 pub mod names;
 pub mod resources;
 pub mod sandbox;
@@ -50,6 +51,8 @@ pub struct Node {
     pub cgroups_per_qos: bool,
     /// Whether cgroups are named as systemd slices.
     pub systemd_cgroups: bool,
+    /// How pods and containers are limited beyond what they ask for.
+    pub limits: resources::Settings,
 }
 
 impl Node {
@@ -88,4 +91,32 @@ impl Node {
 /// A path as text; one that is no UTF-8 cannot be told to the runtime and becomes its nearest reading.
 pub fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A node of one core and 1 GiB.
+    pub(crate) fn node() -> Node {
+        Node {
+            name: "n".into(),
+            ips: Vec::new(),
+            root_dir: "/k".into(),
+            pod_logs_dir: "/l".into(),
+            container_logs_dir: "/c".into(),
+            cluster_dns: Vec::new(),
+            cluster_domain: String::new(),
+            resolver_file: None,
+            seccomp_default: false,
+            cpu_quota_period: None,
+            memory_capacity: 1 << 30,
+            memory_allocatable: 1 << 30,
+            cpu_capacity: 1000,
+            cgroup_root: "/kubepods".into(),
+            cgroups_per_qos: true,
+            systemd_cgroups: false,
+            limits: resources::Settings::default(),
+        }
+    }
 }

@@ -37,7 +37,8 @@ pub fn config(
             cgroup_parent: resources::cgroup_parent(pod, node),
             security_context: Some(security_context),
             sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
-            ..Default::default()
+            overhead: Some(resources::overhead(pod, node)),
+            resources: Some(resources::sandbox_resources(pod, node)),
         }),
         windows: None,
     }

@@ -22,6 +22,7 @@ fn node() -> Node {
         cgroup_root: String::new(),
         cgroups_per_qos: false,
         systemd_cgroups: false,
+        limits: Default::default(),
     }
 }
 

@@ -43,10 +43,7 @@ impl Upkeep {
         let node = self.context.node.clone();
         let cgroups = self.cgroups.clone();
         let allowed = self.settings.allocatable_memory;
-        let pods_cgroup = match node.systemd_cgroups {
-            true => "kubepods.slice".to_owned(),
-            false => node.cgroup_root.clone(),
-        };
+        let pods_cgroup = crate::usage::pods_cgroup(&node);
         let look = move || {
             let mut observed = Observed::default();
             observe_machine(&mut observed.signals, &node.root_dir, node.memory_capacity);

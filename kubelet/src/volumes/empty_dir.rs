@@ -8,6 +8,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
 use bosun_api::quantity::{self, Quantity};
+use bosun_kubelet_cgroup::Amount;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -55,7 +56,10 @@ pub(super) fn medium(pod: &Pod, node: &Node, source: &EmptyDirVolumeSource) -> R
 
 /// The least of what the volume, the pod and all pods together may use.
 pub(super) fn memory_size(pod: &Pod, node: &Node, limit: Option<Quantity>) -> i64 {
-    let of_pod = resources::pod_limits(pod, node).memory;
+    let of_pod = match resources::pod_limits(pod, node).memory {
+        Some(Amount::Of(bytes)) => i64::try_from(bytes).unwrap_or(i64::MAX),
+        Some(Amount::Max) | None => 0,
+    };
     let limits = [limit.map_or(0, |limit| limit.value()), of_pod, node.memory_allocatable];
     limits.into_iter().filter(|bytes| *bytes > 0).min().unwrap_or(0)
 }

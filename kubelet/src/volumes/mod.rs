@@ -33,6 +33,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use thiserror::Error;
 
+pub(crate) use sub_path::read;
+
 use crate::make::Node;
 use crate::objects::Objects;
 use crate::pod::spec;

@@ -37,5 +37,6 @@ pub(super) fn node(root: &Path) -> Node {
         cgroup_root: "/kubepods".into(),
         cgroups_per_qos: false,
         systemd_cgroups: false,
+        limits: Default::default(),
     }
 }

@@ -3,6 +3,7 @@
 
 mod outcome;
 mod resize;
+mod rounds;
 mod show;
 mod tasks;
 
@@ -16,7 +17,6 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api_status::WriteError;
@@ -32,6 +32,8 @@ use crate::pod::spec;
 use crate::pod::status::{StatusInput, is_finished};
 use crate::probes::Outcome;
 use resize::granted;
+pub use rounds::Workers;
+use rounds::{Rounds, Tasks};
 use tasks::{Ready, TaskResult};
 
 /// News for a worker.
@@ -51,6 +53,8 @@ pub enum Message {
     ObjectsChanged,
     /// The node's answer to the resources that the newest definition asks for.
     Resize(Answer),
+    /// Something that its status shows may have changed.
+    Look,
     /// The mirror pod of this static pod, as the API server has it; none if it is not there.
     Mirror(Option<Arc<Pod>>),
     /// The node keeps the pod no longer: it fails with this verdict and ends.
@@ -124,6 +128,7 @@ pub fn spawn(
     ended: mpsc::UnboundedSender<String>,
     cancel: CancellationToken,
 ) -> Handle {
+    let seen = Instant::now();
     let (messages, inbox) = mpsc::unbounded_channel();
     let snapshot = Arc::new(Mutex::new(Snapshot { pod: pod.clone(), runtime: start.runtime.clone() }));
     let handle = Handle { messages: messages.clone(), snapshot: snapshot.clone() };
@@ -131,6 +136,7 @@ pub fn spawn(
     // What others reckon with is what was granted.
     handle.snapshot.lock().unwrap_or_else(PoisonError::into_inner).pod = worker.pod.clone();
     tokio::spawn(async move {
+        worker.context.workers.started(seen);
         let uid = worker.uid.clone();
         if worker.run(inbox, cancel).await {
             let _ = ended.send(uid);
@@ -177,6 +183,8 @@ struct Worker {
     resizing: bool,
     /// What containers that are being started are given.
     starting: BTreeMap<String, ResourceRequirements>,
+    /// Containers of which others told while they were being started, should the task that does it not tell.
+    made: BTreeMap<String, ContainerRecord>,
     restarts: BTreeMap<String, RestartDelay>,
     told_backoff: BTreeMap<String, Timestamp>,
     probes: Probes,
@@ -191,7 +199,8 @@ struct Worker {
     ending: Option<Ending>,
     ended: bool,
     busy: BTreeSet<Task>,
-    tasks: JoinSet<Done>,
+    tasks: Tasks<Done>,
+    rounds: Rounds,
     watched: BTreeSet<String>,
     sent: Option<PodStatus>,
     writing: bool,
@@ -253,6 +262,7 @@ impl Worker {
             resize_failure: None,
             resizing: false,
             starting: BTreeMap::new(),
+            made: BTreeMap::new(),
             restarts: BTreeMap::new(),
             told_backoff: BTreeMap::new(),
             probes: Probes::remembering(remembered.clone()),
@@ -261,7 +271,8 @@ impl Worker {
             ending: None,
             ended: false,
             busy: BTreeSet::new(),
-            tasks: JoinSet::new(),
+            tasks: Tasks::new(),
+            rounds: Rounds::default(),
             watched: BTreeSet::new(),
             sent,
             writing: false,
@@ -324,13 +335,16 @@ impl Worker {
                 }
             }
             // Of a container that is being started, the task that does it tells.
-            Message::Container(record) if record.state == State::Created && self.is_starting(&record.name) => {}
+            Message::Container(record) if record.state == State::Created && self.is_starting(&record.name) => {
+                self.made.insert(record.name.clone(), *record);
+            }
             Message::Container(record) => drop(self.merge(*record)),
             Message::Sandbox(record) => drop(self.runtime.merge_sandbox(record)),
             Message::Listed(since, ids) => drop(self.runtime.retain(since, |id| ids.contains(id))),
             Message::ObjectsChanged => self.volumes_stale(),
             Message::Resize(answer) => self.answer_resize(answer),
             Message::End(verdict) => self.end(*verdict),
+            Message::Look => {}
             Message::Mirror(mirror) => {
                 self.mirror_known = true;
                 self.mirror(mirror.as_deref());
@@ -383,6 +397,7 @@ impl Worker {
     }
 
     fn update(&mut self, new: &Arc<Pod>) {
+        self.rounds.updated();
         let mut pod = (**new).clone();
         let theirs = pod.status.take().and_then(|s| s.conditions).unwrap_or_default();
         let mut own = self.pod.status.clone().unwrap_or_default();
@@ -419,6 +434,9 @@ impl Worker {
         let actions = self.decide(now);
         wake.at(actions.wake);
         self.ended = actions.ended;
+        if self.ended {
+            self.context.alignment.release(&self.uid);
+        }
         self.tell_backoff(&actions.waiting, now);
         self.waiting = actions.waiting;
         for action in actions.actions {
@@ -432,6 +450,7 @@ impl Worker {
         self.show(now);
         self.tell_resized();
         self.remember();
+        self.rounds.decided(&self.context.workers, !self.busy.is_empty(), self.ending.is_some(), Instant::now());
         wake.at(self.write(now));
         wake.0
     }
@@ -528,6 +547,7 @@ impl Worker {
         if !self.busy.insert(task.clone()) {
             return;
         }
+        self.tasks.act(&self.pod, &action, self.ending.is_some());
         let context = self.context.clone();
         let pod = self.pod.clone();
         let done = move |result| Done::Action(task, Box::new(result));
@@ -566,6 +586,7 @@ impl Worker {
                 self.images.remove(&container);
                 let Some(ready) = self.ready.remove(&container) else {
                     self.busy.remove(&Task::Start(container));
+                    self.tasks.nothing();
                     return;
                 };
                 if let Some((_, definition)) = spec::container(&pod, &container) {

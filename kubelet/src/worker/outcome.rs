@@ -103,7 +103,10 @@ impl Worker {
             }
             TaskResult::Started(records, failure) => {
                 let Task::Start(container) = task else { return };
-                for record in records {
+                // Made, though the runtime's answer was lost: the next one needs another name.
+                let unsure = failure.as_ref().is_some_and(|failure| failure.reason == "CreateContainerError");
+                let made = self.made.remove(&container).filter(|_| unsure);
+                for record in records.into_iter().chain(made) {
                     self.merge(record);
                 }
                 if let Some(failure) = failure {

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bosun_kit::backoff::Backoff;
 use bosun_kit::events::EventType;
 use bosun_kubelet_cgroup::Hierarchy;
+use bosun_kubelet_devices::Given;
 use bosun_proto::cri;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
@@ -20,8 +22,8 @@ use super::Message;
 use crate::context::Context;
 use crate::handler;
 use crate::images::{Present, Wanted};
-use crate::make::env::{EnvObjects, environment};
-use crate::make::{Node, container as make_container, resources, sandbox as make_sandbox, security, text};
+use crate::make::env::{self, EnvObjects, environment};
+use crate::make::{Node, container as make_container, env_file, resources, sandbox as make_sandbox, security, text};
 use crate::objects;
 use crate::pod::plan::{Cause, Failure};
 use crate::pod::probe::{Due, ProbeKind, Remembered, probe_of};
@@ -35,6 +37,10 @@ use crate::volumes::{self, Made};
 /// How long after a failure that only a change elsewhere mends.
 const CONFIG_RETRY: SignedDuration = SignedDuration::from_secs(5);
 const CREATE_RETRY: SignedDuration = SignedDuration::from_secs(10);
+/// How often the runtime is asked what became of a container.
+const LOOKS: usize = 6;
+/// How often what a pod leaves in the runtime is tried to be removed before that is left to the next listing.
+const REMOVALS: usize = 3;
 /// A container gets at least this long after its preStop hook, as in stock.
 const LEAST_GRACE: i64 = 2;
 
@@ -112,10 +118,7 @@ pub(super) async fn mount(context: &Context, pod: &Pod) -> TaskResult {
 }
 
 pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
-    let path = resources::cgroup_parent(pod, &context.node);
-    if context.node.cgroups_per_qos
-        && let Err(error) = context.cgroups.tear_down_pod(&path).await
-    {
+    if let Err(error) = context.cgroups.tear_down_pod(pod, &context.node).await {
         tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
     }
     let removed = volumes::tear_down(&context.node, &context.csi, spec::uid(pod)).await;
@@ -128,7 +131,7 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
         context.report.pod(pod, EventType::Warning, "FailedCreatePodSandBox", event);
         TaskResult::Sandbox(Err(message))
     };
-    if let Err(error) = context.cgroups.set_up_pod(pod, &context.node) {
+    if let Err(error) = context.cgroups.set_up_pod(pod, &context.alignment.node(&context.node, pod)).await {
         return failed(error.to_string());
     }
     let (handler, user_namespace) = match isolation(context, pod).await {
@@ -139,12 +142,17 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
     if let Err(error) = fs::create_dir_all(&config.log_directory) {
         return failed(format!("make log folder {}: {error}", config.log_directory));
     }
-    match context.runtime.run_sandbox(config, handler).await {
-        Ok(id) => match context.observer.sandbox(&id).await {
-            Ok(record) => TaskResult::Sandbox(Ok(record)),
-            Err(error) => failed(error.message),
-        },
-        Err(error) => failed(error.message),
+    let made = match context.runtime.run_sandbox(config, handler).await {
+        Ok(id) => context.observer.sandbox(&id).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok(record) => TaskResult::Sandbox(Ok(record)),
+        Err(error) => {
+            // It may be there nevertheless, and only the answer was lost.
+            context.observer.doubt([]);
+            failed(error.message)
+        }
     }
 }
 
@@ -261,7 +269,11 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
         TaskResult::Started(Vec::new(), Some(failure))
     };
     let recursive = recursive_read_only(context, &pod, &container).await;
-    let (config, sandbox_config) = match configure(context, &start, &container, recursive) {
+    let configured = match context.alignment.prepare(&pod, &container).await {
+        Ok(given) => configure(context, &start, &container, recursive, given),
+        Err(message) => Err(message),
+    };
+    let (config, sandbox_config) = match configured {
         Ok(configs) => configs,
         Err(message) => return failed("CreateContainerConfigError", message, CONFIG_RETRY),
     };
@@ -274,19 +286,21 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
             if let Ok(sandbox) = context.observer.sandbox(&start.sandbox).await {
                 let _ = start.messages.send(Message::Sandbox(sandbox));
             }
+            // The container may be there nevertheless, and only the answer was lost.
+            context.observer.doubt([]);
             return failed("CreateContainerError", error.message, CREATE_RETRY);
         }
     };
     event(EventType::Normal, "Created", "Container created".into());
     if let Err(error) = context.runtime.start_container(&id).await {
         event(EventType::Warning, "Failed", format!("Error: {}", error.message));
-        let record = context.observer.container(&id, &start.sandbox).await.ok();
+        let record = look_at(context, &id, &start.sandbox).await;
         let ended = record.as_ref().is_some_and(|r| r.state == State::Exited);
         let retry = Timestamp::now() + if ended { SignedDuration::ZERO } else { CREATE_RETRY };
         let failure = Failure { reason: "RunContainerError".into(), message: error.message, retry };
         return TaskResult::Started(record.into_iter().collect(), Some(failure));
     }
-    let record = context.observer.container(&id, &start.sandbox).await.ok();
+    let record = look_at(context, &id, &start.sandbox).await;
     event(EventType::Normal, "Started", "Container started".into());
     link_log(context, &pod, &start.container, &id, &log);
     let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
@@ -312,17 +326,55 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
     TaskResult::Started(record.into_iter().collect(), None)
 }
 
+/// What a container is after something was done with it. Asked again while the runtime does not tell, for a moment: a
+/// container of which nothing is known would be made once more.
+async fn look_at(context: &Context, id: &str, sandbox: &str) -> Option<ContainerRecord> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    for _ in 0..LOOKS {
+        match context.observer.container(id, sandbox).await {
+            Ok(record) => return Some(record),
+            Err(error) if error.is_not_found() => return None,
+            Err(error) => tracing::debug!(container = id, %error, "asking again"),
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    context.observer.doubt([id]);
+    None
+}
+
 type Configs = (cri::ContainerConfig, cri::PodSandboxConfig);
+
+/// The objects with the files of volumes that the environment names. Read late: a container that ran before may just have
+/// written them.
+fn with_files(node: &Node, pod: &Pod, container: &Container, objects: &EnvObjects) -> Result<EnvObjects, String> {
+    let mut objects = objects.clone();
+    for (volume, path) in env::files(container) {
+        // The API lets such files be in emptyDir volumes alone.
+        let text = volumes::read(&node.volume_dir(pod, "empty-dir", volume), Path::new(path), env_file::MAX_SIZE);
+        let text = text.map_err(|error| format!("couldn't parse env file: {volume}/{path}: {error}"))?;
+        objects.files.insert((volume.to_owned(), path.to_owned()), text);
+    }
+    Ok(objects)
+}
 
 fn configure(
     context: &Context,
     start: &StartContainer,
     container: &Container,
     recursive_read_only: bool,
+    mut given: Given,
 ) -> Result<Configs, String> {
     let (pod, node) = (&*start.pod, &*context.node);
     let user_namespace = context.user_namespaces.of(pod)?;
-    let env = environment(pod, container, node, &start.ips, &start.ready.objects)?;
+    // What the pod says itself comes later, and so wins.
+    let mut env: Vec<_> = std::mem::take(&mut given.envs).into_iter().collect();
+    env.extend(environment(
+        pod,
+        container,
+        node,
+        &start.ips,
+        &with_files(node, pod, container, &start.ready.objects)?,
+    )?);
     let found = volumes::mounts::Looked { images: start.ready.shown.clone(), recursive_read_only };
     let mut mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
     for mount in &mut mounts {
@@ -342,7 +394,9 @@ fn configure(
     let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text(), user_namespace);
     let logs = PathBuf::from(&sandbox_config.log_directory).join(&container.name);
     fs::create_dir_all(&logs).map_err(|error| format!("make log folder {}: {error}", logs.display()))?;
-    Ok((make_container::config(pod, container, node, start.attempt, looked), sandbox_config))
+    let mut config = make_container::config(pod, container, node, start.attempt, looked);
+    context.alignment.dress(pod, &container.name, given, &mut config);
+    Ok((config, sandbox_config))
 }
 
 /// The name by which log collectors find a container's log.
@@ -370,18 +424,24 @@ pub(super) async fn resize(context: &Context, pod: &Pod, name: &str, id: String)
 }
 
 async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> Result<(), String> {
-    let resources = resources::container_resources(pod, container, &context.node);
+    let mut resources = resources::container_resources(pod, container, &context.node);
+    context.alignment.pin(pod, &container.name, &mut resources);
     let limit = resources.memory_limit_in_bytes;
     // Some kernels kill at once where others refuse.
-    let cgroup = format!("{}/{id}", resources::cgroup_parent(pod, &context.node));
-    let usage = Hierarchy::new("/sys/fs/cgroup").memory(&cgroup).and_then(|usage| i64::try_from(usage).ok());
+    let cgroups = Hierarchy::new("/sys/fs/cgroup");
+    let cgroup = cgroups.container(&resources::cgroup_parent(pod, &context.node), id);
+    let usage = cgroup.and_then(|cgroup| cgroups.memory(&cgroup)).and_then(|usage| i64::try_from(usage).ok());
     if let Some(usage) = usage.filter(|usage| limit > 0 && *usage > limit) {
         return Err(format!("attempting to set container memory limit ({limit}) below current usage ({usage})"));
     }
     // The pod's own limits are raised before those within them and lowered after: one of the two attempts fits.
-    let before = context.cgroups.set_up_pod(pod, &context.node);
+    let node = context.alignment.node(&context.node, pod);
+    let before = context.cgroups.set_up_pod(pod, &node).await;
     context.runtime.update_resources(id, resources).await.map_err(|error| error.to_string())?;
-    before.or_else(|_| context.cgroups.set_up_pod(pod, &context.node)).map_err(|error| error.to_string())
+    if before.is_ok() {
+        return Ok(());
+    }
+    context.cgroups.set_up_pod(pod, &node).await.map_err(|error| error.to_string())
 }
 
 /// A container to stop.
@@ -427,10 +487,7 @@ pub(super) async fn kill(context: &Context, kill: Kill) -> TaskResult {
         // Tried again by the plan, since the container still runs; not at once.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    match context.observer.container(&kill.id, &kill.sandbox).await {
-        Ok(record) => TaskResult::Killed(Some(record)),
-        Err(_) => TaskResult::Killed(None),
-    }
+    TaskResult::Killed(look_at(context, &kill.id, &kill.sandbox).await)
 }
 
 pub(super) async fn probe(context: &Context, pod: &Pod, due: &Due, host: &str) -> Outcome {
@@ -441,28 +498,44 @@ pub(super) async fn probe(context: &Context, pod: &Pod, due: &Due, host: &str) -
     probes::run(&*context.runtime, probe, container, &due.container_id, host).await
 }
 
-/// Removes what a pod leaves in the runtime and its logs, once nobody asks for them any more. What fails is found again
-/// by the next clean-up of left-overs.
+/// Removes what a pod leaves in the runtime and its logs, once nobody asks for them any more. What fails again and again
+/// is found by the next listing, which then shows something that nobody owns.
 pub(super) async fn forget(context: &Context, pod: &Pod, runtime: &PodRecord) {
-    let mut removed = true;
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
+    let mut left = Vec::new();
+    for last in (0..REMOVALS).rev() {
+        left = remove(context, runtime).await;
+        if left.is_empty() || last == 0 {
+            break;
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    for container in &runtime.containers {
+        let _ = fs::remove_file(link_path(context, pod, &container.name, &container.id));
+    }
+    if left.is_empty() {
+        let _ = fs::remove_dir_all(context.node.log_dir(pod));
+    }
+    context.observer.doubt(left);
+}
+
+/// Removes sandboxes with what is in them, and containers without one; returns the ids of what would not go.
+async fn remove<'a>(context: &Context, runtime: &'a PodRecord) -> Vec<&'a str> {
+    let mut left = Vec::new();
     for sandbox in &runtime.sandboxes {
         if let Err(error) = context.runtime.remove_sandbox(&sandbox.id).await {
             tracing::warn!(%error, "a sandbox was not removed");
-            removed = false;
+            left.push(sandbox.id.as_str());
         }
     }
     let known: Vec<&str> = runtime.sandboxes.iter().map(|s| s.id.as_str()).collect();
     for container in runtime.containers.iter().filter(|c| !known.contains(&c.sandbox.as_str())) {
         if let Err(error) = context.runtime.remove_container(&container.id).await {
             tracing::warn!(%error, "a container was not removed");
+            left.push(container.id.as_str());
         }
     }
-    for container in &runtime.containers {
-        let _ = fs::remove_file(link_path(context, pod, &container.name, &container.id));
-    }
-    if removed {
-        let _ = fs::remove_dir_all(context.node.log_dir(pod));
-    }
+    left
 }
 
 fn kept_path(node: &Node, pod: &Pod) -> PathBuf {

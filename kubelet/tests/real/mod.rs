@@ -5,8 +5,10 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use bosun_kubelet_cgroup::{Driver, Name, Tree};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -21,6 +23,12 @@ pub(crate) struct TestNode {
     pub(crate) name: String,
     /// Where all its files are.
     pub(crate) folder: PathBuf,
+    /// Fields of the kubelet's configuration that differ from a test's usual ones.
+    pub(crate) configuration: Value,
+    /// Whether cgroups are systemd's to make.
+    systemd: bool,
+    /// The environment of its kubelet, beyond the test's own.
+    pub(crate) env: Vec<(String, String)>,
     containerd: Option<Child>,
     kubelet: Option<Child>,
 }
@@ -28,7 +36,13 @@ pub(crate) struct TestNode {
 impl TestNode {
     /// Starts containerd alone.
     pub(crate) fn start() -> Self {
-        let name = format!("kbt{}", std::process::id());
+        Self::start_with(json!({}), false)
+    }
+
+    /// As [`Self::start`], with fields for the kubelet's configuration, and cgroups made by systemd if so wished.
+    pub(crate) fn start_with(configuration: Value, systemd: bool) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("kbt{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         // A socket's path is short; the system's folder for temporary files is.
         let folder = std::env::temp_dir().join(&name);
         for part in ["root", "state", "cni", "manifests", "logs/pods"] {
@@ -36,7 +50,8 @@ impl TestNode {
         }
         ok(Command::new("ip").args(["netns", "add", &name]));
         ok(Command::new("ip").args(["-n", &name, "link", "set", "lo", "up"]));
-        let mut node = Self { name, folder, containerd: None, kubelet: None };
+        let env = Vec::new();
+        let mut node = Self { name, folder, configuration, systemd, env, containerd: None, kubelet: None };
         node.write_configs();
         node.containerd =
             Some(node.spawn("containerd", &["--config", &node.path("containerd.toml")], "containerd.log"));
@@ -50,7 +65,7 @@ impl TestNode {
         self.folder.join(name).to_str().unwrap().to_owned()
     }
 
-    fn write_configs(&self) {
+    fn write_configs(&mut self) {
         let at = self.folder.display();
         let containerd = format!(
             r#"version = 2
@@ -65,19 +80,36 @@ sandbox_image = "{IMAGE}"
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 conf_dir = "{at}/cni"
-"#
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+SystemdCgroup = {}
+"#,
+            self.systemd
         );
         fs::write(self.folder.join("containerd.toml"), containerd).unwrap();
-        let kubelet = json!({
+        self.configure(&json!({}));
+    }
+
+    /// Changes fields of the configuration that the next kubelet starts with.
+    pub(crate) fn configure(&mut self, fields: &Value) {
+        for (name, value) in fields.as_object().into_iter().flatten() {
+            self.configuration[name] = value.clone();
+        }
+        let at = self.folder.display();
+        let mut kubelet = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
             "containerRuntimeEndpoint": format!("unix://{at}/c.sock"),
             "staticPodPath": format!("{at}/manifests"), "podLogsDir": format!("{at}/logs/pods"),
-            "cgroupRoot": format!("/{}", self.name),
+            "cgroupRoot": format!("/{}", self.name), "failCgroupV1": false,
             "readOnlyPort": 10255,
             "containerLogMaxSize": "2Ki", "containerLogMaxFiles": 3, "containerLogMonitorInterval": "3s",
             "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
             "authorization": {"mode": "AlwaysAllow"},
         });
+        for (field, value) in self.configuration.as_object().into_iter().flatten() {
+            kubelet[field] = value.clone();
+        }
         fs::write(self.folder.join("kubelet.yaml"), kubelet.to_string()).unwrap();
     }
 
@@ -87,6 +119,7 @@ conf_dir = "{at}/cni"
             .arg(format!("--net=/run/netns/{}", self.name))
             .arg(program)
             .args(args)
+            .envs(self.env.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())
@@ -111,6 +144,31 @@ conf_dir = "{at}/cni"
             "4",
         ];
         self.kubelet = Some(self.spawn(env!("CARGO_BIN_EXE_kubelet"), &args, "kubelet.log"));
+    }
+
+    /// The kubelet's exit code, once it has ended by itself.
+    pub(crate) fn kubelet_ended(&mut self) -> Option<i32> {
+        let code = self.kubelet.as_mut()?.try_wait().unwrap()?.code();
+        self.kubelet = None;
+        code
+    }
+
+    /// Waits until the kubelet has ended by itself or, with a signal, because of that; its exit code.
+    pub(crate) fn end_of_kubelet(&mut self, signal: Option<nix::sys::signal::Signal>) -> i32 {
+        let mut kubelet = self.kubelet.take().unwrap();
+        if let Some(signal) = signal {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(kubelet.id() as i32), signal).unwrap();
+        }
+        let mut code = None;
+        wait_or(
+            "the kubelet's end",
+            || {
+                code = kubelet.try_wait().unwrap();
+                code.is_some()
+            },
+            || self.log(),
+        );
+        code.unwrap().code().unwrap()
     }
 
     pub(crate) fn kill_kubelet(&mut self) {
@@ -178,7 +236,10 @@ conf_dir = "{at}/cni"
                 .map(|d| d.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("pod")).count())
                 .unwrap_or(0)
         };
-        fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(pods).sum()
+        let separate: usize = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(pods).sum();
+        let unified = format!("/sys/fs/cgroup/{}/kubepods/besteffort", self.name);
+        let unified = fs::read_dir(unified).into_iter().flatten().flatten();
+        separate + unified.filter(|e| e.file_name().to_string_lossy().starts_with("pod")).count()
     }
 }
 
@@ -203,11 +264,17 @@ impl Drop for TestNode {
         for point in points.filter(|p| p.contains(&self.name)).collect::<Vec<_>>().into_iter().rev() {
             let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
         }
-        for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            for folder in ["kubepods/besteffort", "kubepods/burstable", "kubepods", ""] {
-                let _ = fs::remove_dir(controller.path().join(&self.name).join(folder));
-            }
-        }
+        let driver = if self.systemd { Driver::Systemd } else { Driver::Cgroupfs };
+        let tree = Tree::detect(driver);
+        // In a thread of its own: a test may have a runtime already.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                if let Err(error) = runtime.block_on(tree.remove(&Name::from_path(&self.name))) {
+                    eprintln!("the cgroups of {} were not removed: {error}", self.name);
+                }
+            });
+        });
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
         if !std::thread::panicking() {
             let _ = fs::remove_dir_all(&self.folder);
@@ -232,11 +299,16 @@ pub(crate) fn wait_or(what: &str, mut done: impl FnMut() -> bool, why: impl Fn()
     }
 }
 
-/// A static busybox of this machine, wherever the search path has it.
-fn host_busybox() -> Vec<u8> {
+/// A program of this machine, wherever the search path has it.
+pub(crate) fn host_program(name: &str) -> PathBuf {
     let folders = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&folders).map(|folder| folder.join("busybox")).find(|path| path.is_file());
-    fs::read(found.unwrap_or_else(|| BUSYBOX.into())).expect("a static busybox is installed")
+    let found = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| PathBuf::from("/bin").join(name))
+}
+
+/// A static busybox of this machine.
+fn host_busybox() -> Vec<u8> {
+    fs::read(host_program("busybox")).expect("a static busybox is installed")
 }
 
 /// The layer and the configuration of an image that holds busybox; run without a command it sleeps, which makes it a

@@ -23,6 +23,7 @@ pub(crate) const CASES: Cases = &[
     ("limits_reach_the_cgroup", limits_reach_the_cgroup),
     ("a_resize_reaches_the_cgroup", a_resize_reaches_the_cgroup),
     ("a_rule_restarts_all_containers", a_rule_restarts_all_containers),
+    ("an_init_container_gives_variables", an_init_container_gives_variables),
     ("security_contexts_are_what_processes_have", security_contexts_are_what_processes_have),
     ("runtime_classes_name_a_handler", runtime_classes_name_a_handler),
     ("debug_with_an_ephemeral_container", debug_with_an_ephemeral_container),
@@ -299,10 +300,34 @@ fn debug_with_an_ephemeral_container(case: &Case) -> Result<()> {
     Ok(())
 }
 
+/// Variables from a file that an init container wrote; a link out of the volume is not followed.
+fn an_init_container_gives_variables(case: &Case) -> Result<()> {
+    let spec = |script: &str| {
+        format!(
+            "restartPolicy: Never\nvolumes:\n- name: data\n  emptyDir: {{}}\ninitContainers:\n- name: write\n  \
+             image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sh, -c, \"{script}\"]\n  \
+             volumeMounts: [{{name: data, mountPath: /data}}]\ncontainers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n  \
+             imagePullPolicy: Never\n  command: [sh, -c, 'echo \"$GREETING\"; sleep 100000']\n  \
+             env: [{{name: GREETING, valueFrom: {{fileKeyRef: {{volumeName: data, path: env, key: WORD}}}}}}]\n"
+        )
+    };
+    case.kubectl.apply(&case.pod("told", &spec("echo WORD=\\\\'good day\\\\' > /data/env")))?;
+    case.ready("told")?;
+    ensure!(case.exec("told", &["printenv", "GREETING"])?.trim() == "good day");
+    case.kubectl.apply(&case.pod("linked", &spec("ln -s /etc/passwd /data/env")))?;
+    case.becomes("pod/linked", ".status.containerStatuses[0].state.waiting.reason", "CreateContainerConfigError")
+}
+
 /// Users, groups, capabilities, seccomp and the rest, as the process itself sees them.
 fn security_contexts_are_what_processes_have(case: &Case) -> Result<()> {
     let spec = format!(
-        "securityContext: {{runAsUser: 1000, runAsGroup: 2000, fsGroup: 3000, supplementalGroups: [4000],          seccompProfile: {{type: RuntimeDefault}}, sysctls: [{{name: net.ipv4.ip_unprivileged_port_start, value: '80'}}]}}\n         volumes:\n- name: data\n  emptyDir: {{}}\n         containers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sleep, '100000']\n           securityContext: {{readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}\n           volumeMounts: [{{name: data, mountPath: /data}}]\n"
+        "securityContext: {{runAsUser: 1000, runAsGroup: 2000, fsGroup: 3000, supplementalGroups: [4000], \
+         seccompProfile: {{type: RuntimeDefault}}, \
+         sysctls: [{{name: net.ipv4.ip_unprivileged_port_start, value: '80'}}]}}\n\
+         volumes:\n- name: data\n  emptyDir: {{}}\n\
+         containers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sleep, '100000']\n  \
+         securityContext: {{readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}\n  \
+         volumeMounts: [{{name: data, mountPath: /data}}]\n"
     );
     case.kubectl.apply(&case.pod("confined", &spec))?;
     case.ready("confined")?;
