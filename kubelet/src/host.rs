@@ -230,7 +230,7 @@ impl KubeletHost for Host {
         let pods = self
             .snapshots()
             .into_iter()
-            .map(|snapshot| usage::pod(&snapshot, node, &self.context.runtime_name))
+            .map(|snapshot| usage::pod(&snapshot, node, &self.context.csi, &self.context.runtime_name))
             .collect();
         let own = usage::own_cgroup().map(|cgroup| ("kubelet".to_owned(), cgroup));
         let all_pods = ("pods".to_owned(), usage::pods_cgroup(node));

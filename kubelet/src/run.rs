@@ -67,6 +67,7 @@ use crate::systemd;
 use crate::upkeep::{self, Upkeep};
 use crate::userns::{self, Ids, UserNamespaces};
 use crate::volumes::csi::CsiVolumes;
+use crate::volumes::measured;
 use crate::worker::Workers;
 
 /// How long a container runtime that does not answer yet is waited for, from one answer to the next.
@@ -250,6 +251,9 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     }
     plugins.push(csi.registrar());
     plugins::start(&node, plugins, &mut parts, &cancel)?;
+    measured::register(&metrics, csi.clone(), pods.clone());
+    let period = config.volume_stats_agg_period.0;
+    parts.spawn(measured::keep(csi.clone(), node.clone(), pods.clone(), period, cancel.clone()));
     if client.is_some() {
         parts.spawn(plugins::keep_csi_node(csi, cancel.clone()));
     }

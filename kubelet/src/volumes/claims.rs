@@ -381,7 +381,7 @@ pv1";
 
             let other = json!({"metadata": {"name": "pv2"}, "spec": {"rbd": {"image": "i", "monitors": []}}});
             let error = set_up(&serde_json::from_value(other).unwrap(), &user).unwrap_err();
-            assert_eq!(error, "persistent volume pv2 is of kind csi; this kubelet supports csi, local and hostPath");
+            assert_eq!(error, "persistent volume pv2 is of kind rbd; this kubelet supports csi, local and hostPath");
         });
     }
 }

@@ -11,6 +11,7 @@ pub mod devices;
 mod empty_dir;
 mod host_path;
 mod journal;
+pub mod measured;
 mod mountinfo;
 pub mod mounts;
 mod ownership;
