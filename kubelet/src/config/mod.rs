@@ -783,7 +783,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "iptablesDropBit",
     "configMapAndSecretChangeDetectionStrategy",
     "showHiddenMetricsForVersion",
-    "allowedUnsafeSysctls",
     "volumePluginDir",
     "kernelMemcgNotification",
     "reservedMemory",
