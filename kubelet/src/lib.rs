@@ -34,6 +34,7 @@ pub mod report;
 mod run;
 pub mod sources;
 pub mod startup;
+pub mod sysctls;
 pub mod systemd;
 pub mod upkeep;
 mod usage;

@@ -267,7 +267,8 @@ impl Observer {
     /// Marks something as being asked about until the returned value ends; none if it is already.
     fn begin<'a>(&'a self, id: &'a str) -> Option<Looking<'a>> {
         let mut looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
-        looking.insert(id.to_owned()).then_some(Looking { observer: self, id })
+        // Not `then_some`: a mark made in vain would be taken away at once, under the lock.
+        looking.insert(id.to_owned()).then(|| Looking { observer: self, id })
     }
 
     /// Asks about one thing and tells of it; false if the runtime does not say.

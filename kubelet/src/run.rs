@@ -63,6 +63,7 @@ use crate::pod_network;
 use crate::report::Report;
 use crate::sources;
 use crate::startup;
+use crate::sysctls::Allowlist;
 use crate::systemd;
 use crate::upkeep::{self, Upkeep};
 use crate::userns::{self, Ids, UserNamespaces};
@@ -201,8 +202,10 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let pods = Pods::default();
     metrics::register_pods(&metrics, pods.clone());
     let host = Arc::new(Host { context: context.clone(), pods: pods.clone(), configz: configz(&config) });
+    let sysctls = Allowlist::with(&config.allowed_unsafe_sysctls).map_err(anyhow::Error::msg);
+    let sysctls = sysctls.context("allowedUnsafeSysctls")?;
     let offer: SharedOffer =
-        Arc::new(Mutex::new(Offer { name: name.clone(), apparmor: has_apparmor(), ..Offer::default() }));
+        Arc::new(Mutex::new(Offer { name: name.clone(), apparmor: has_apparmor(), sysctls, ..Offer::default() }));
     let (strain_to, strain) = watch::channel(upkeep::Strain::default());
     let facts = Facts {
         runtime: runtime.clone(),
@@ -503,6 +506,7 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
                 max_pods: pods.unwrap_or(max_pods as usize),
                 strain: offer.strain.clone(),
                 apparmor: offer.apparmor,
+                sysctls: offer.sysctls.clone(),
                 strict_groups: status.and_then(|s| s.features.as_ref()?.supplemental_groups_policy).unwrap_or_default(),
             };
         }

@@ -772,7 +772,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "iptablesDropBit",
     "configMapAndSecretChangeDetectionStrategy",
     "showHiddenMetricsForVersion",
-    "allowedUnsafeSysctls",
     "volumePluginDir",
     "kernelMemcgNotification",
     "memoryThrottlingFactor",
