@@ -11,18 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bosun_kit::events::Recorder;
 use bosun_kubelet::admission::Offer;
 use bosun_kubelet::alignment::Alignment;
-use bosun_kubelet::cgroups::Cgroups;
 use bosun_kubelet::config::KubeletConfiguration;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::fake::FakeRuntime;
-use bosun_kubelet::images::Images;
 use bosun_kubelet::manager::{Inputs, Manager, Pods};
-use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
-use bosun_kubelet::report::Report;
 use bosun_kubelet_devices::registration;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -57,23 +52,9 @@ impl Kubelet {
         registration::serve(alignment.devices.clone(), cancel.clone()).unwrap();
         let (news_to, news) = mpsc::unbounded_channel();
         let observer = Observer::new(runtime.clone(), node.clone(), news_to);
-        let report = Report::new(Recorder::to_log());
-        let context = Arc::new(Context {
-            node: node.clone(),
-            runtime: runtime.clone(),
-            observer: observer.clone(),
-            images: Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1),
-            objects: Arc::new(NoObjects),
-            report,
-            user_namespaces: fixture::user_namespaces(&node),
-            alignment: alignment.clone(),
-            cgroups: Cgroups::absent(),
-            client: None,
-            runtime_name: "fake".into(),
-            max_restart_delay: Duration::from_secs(300),
-            probe_metrics: Default::default(),
-            workers: Default::default(),
-        });
+
+        let context =
+            Arc::new(Context { alignment: alignment.clone(), ..fixture::context(&node, runtime.clone(), &observer) });
         let (pods, offered) = (Pods::default(), Default::default());
         let allocatable = [(DEVICE.to_owned(), offered), ("cpu".to_owned(), "64".parse().unwrap())].into();
         let offer = Offer { known: true, max_pods: 10, allocatable, ..Offer::default() };
