@@ -1,7 +1,16 @@
 //! Generates clients and servers from the `.proto` files, without protoc.
 
 /// What is generated; each is a module of the library.
-const FILES: &[&str] = &["cri/v1/api.proto", "csi/v1/csi.proto", "pluginregistration/v1/api.proto"];
+const FILES: &[&str] = &[
+    "cri/v1/api.proto",
+    "csi/v1/csi.proto",
+    "deviceplugin/v1beta1/api.proto",
+    // With v1, whose messages it has.
+    "dra/v1beta1/api.proto",
+    "drahealth/v1alpha1/api.proto",
+    "pluginregistration/v1/api.proto",
+    "podresources/v1/api.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

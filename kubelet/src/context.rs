@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kube::Client;
 
+use crate::alignment::Alignment;
 use crate::cgroups::Cgroups;
 use crate::cri::Runtime;
 use crate::images::Images;
@@ -14,6 +15,7 @@ use crate::objects::Objects;
 use crate::observe::Observer;
 use crate::report::Report;
 use crate::userns::UserNamespaces;
+use crate::volumes::csi::CsiVolumes;
 use crate::worker::Workers;
 
 /// What every pod worker shares.
@@ -32,8 +34,14 @@ pub struct Context {
     pub report: Report,
     /// User namespaces of pods.
     pub user_namespaces: UserNamespaces,
+    /// CPUs, memory and devices that pods have for themselves.
+    pub alignment: Arc<Alignment>,
+    /// CSI volumes.
+    pub csi: Arc<CsiVolumes>,
     /// Cgroups of pods.
     pub cgroups: Cgroups,
+    /// Claims of pods; none in standalone mode.
+    pub claims: Option<Arc<bosun_kubelet_dra::Manager>>,
     /// The API server; none in standalone mode.
     pub client: Option<Client>,
     /// The scheme of container ids: the runtime's name.

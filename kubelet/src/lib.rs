@@ -6,8 +6,10 @@
 //! cgroups ([`cgroups`]). What keeps the node itself going is in [`upkeep`].
 
 pub mod admission;
+pub mod alignment;
 pub mod api_status;
 pub mod cgroups;
+pub mod claims;
 pub mod config;
 pub mod context;
 pub mod cri;
@@ -24,7 +26,9 @@ pub mod metrics;
 pub mod objects;
 pub mod observe;
 pub mod options;
+pub mod plugins;
 pub mod pod;
+mod pod_network;
 pub mod probes;
 pub mod report;
 mod run;

@@ -343,5 +343,6 @@ pub async fn for_env(
         config_maps: config_maps.into_iter().zip(maps).collect(),
         secrets: secrets.into_iter().zip(secret_list).collect(),
         services,
+        files: Default::default(),
     })
 }

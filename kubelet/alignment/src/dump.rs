@@ -16,6 +16,8 @@ pub enum Go {
     Map(&'static str, Vec<(Go, Go)>),
     /// A struct of the named type: fields with their names.
     Struct(&'static str, Vec<(&'static str, Go)>),
+    /// A slice or map of the named type that was never made.
+    Nil(&'static str),
     /// A pointer to a value.
     Pointer(Box<Go>),
 }
@@ -88,6 +90,7 @@ impl Go {
                 }
                 out.push('}');
             }
+            Self::Nil(_) => out.push_str("<nil>"),
             Self::Pointer(_) => {}
         }
     }
@@ -98,7 +101,8 @@ impl Go {
             | Self::Number(name, _)
             | Self::Slice(name, _)
             | Self::Map(name, _)
-            | Self::Struct(name, _) => name,
+            | Self::Struct(name, _)
+            | Self::Nil(name) => name,
             Self::Pointer(_) => "",
         }
     }

@@ -633,6 +633,19 @@ impl Csi {
         Ok(kept.map(|kept| names::target(&self.root, pod_uid, &kept.record.name)).collect())
     }
 
+    /// Whether a pod may use the volume at this place, as [`Csi::path`] gives it.
+    ///
+    /// # Errors
+    /// A record cannot be read.
+    pub fn is_ready(&self, pod_uid: &str, place: &Path) -> io::Result<bool> {
+        let there = |record: &Record| match record.is_block() {
+            true => names::pod_device(&self.root, pod_uid, &record.name),
+            false => names::target(&self.root, pod_uid, &record.name),
+        };
+        let ready = |kept: &Kept| kept.record.phase_in(&self.boot) == Phase::Ready && there(&kept.record) == place;
+        Ok(record::of_pod(&self.root, pod_uid)?.iter().any(ready))
+    }
+
     /// Whether anything is recorded of a pod.
     ///
     /// # Errors

@@ -308,7 +308,9 @@ impl NodeAgent {
             runtime_version: self.runtime_version.clone(),
             images: if answered.is_ok() { self.images(renewed).await } else { self.known_images() },
             runtime: Some(self.bridged(answered)),
+            devices: self.facts.devices(),
             errors: self.facts.errors(),
+            volumes_in_use: self.facts.volumes_in_use(),
         }
     }
 

@@ -280,7 +280,7 @@ pub struct KubeletConfiguration {
     pub shutdown_grace_period_by_pod_priority: Vec<ShutdownGracePeriod>,
     /// Back-off between restarts.
     pub crash_loop_back_off: CrashLoopBackOff,
-    /// Memory kept per 125A node.
+    /// Memory kept per NUMA node.
     pub reserved_memory: Vec<MemoryReservation>,
     /// Whether profiles are served.
     pub enable_profiling_handler: bool,
@@ -547,7 +547,7 @@ pub struct CrashLoopBackOff {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct MemoryReservation {
-    /// The 125A node.
+    /// The NUMA node.
     pub numa_node: i32,
     /// How much, by kind of memory.
     pub limits: BTreeMap<String, String>,
@@ -761,23 +761,12 @@ fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
 const WITHOUT_EFFECT: &[&str] = &[
     "enableContentionProfiling",
     "systemCgroups",
-    "cpuManagerPolicy",
-    "cpuManagerPolicyOptions",
-    "cpuManagerReconcilePeriod",
-    "memoryManagerPolicy",
-    "topologyManagerPolicy",
-    "topologyManagerScope",
-    "topologyManagerPolicyOptions",
     "qosReserved",
     "hairpinMode",
-    "podCIDR",
     "runOnce",
-    "maxOpenFiles",
     "contentType",
     "kubeAPIQPS",
     "kubeAPIBurst",
-    "podsPerCore",
-    "enableControllerAttachDetach",
     "makeIPTablesUtilChains",
     "iptablesMasqueradeBit",
     "iptablesDropBit",
@@ -785,7 +774,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "showHiddenMetricsForVersion",
     "volumePluginDir",
     "kernelMemcgNotification",
-    "reservedMemory",
     "memoryThrottlingFactor",
     "memoryReservationPolicy",
 ];

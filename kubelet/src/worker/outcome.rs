@@ -61,14 +61,14 @@ impl Worker {
                 self.volumes = Volumes::Mounted;
                 self.refresh = made.refresh;
             }
-            TaskResult::Mounted(Err(message)) => {
+            TaskResult::Mounted(Err((message, wait))) => {
                 // What is mounted stays good for what runs; a new pod waits.
-                let retry = now + SignedDuration::from_secs(2);
+                let retry = now + SignedDuration::try_from(wait).unwrap_or(SignedDuration::from_secs(2));
                 self.volumes = Volumes::Failed(Failure { reason: "FailedMount".into(), message, retry });
             }
             TaskResult::CleanedUp(Ok(())) => self.volumes = Volumes::Removed,
             TaskResult::CleanedUp(Err(message)) => {
-                tracing::warn!(pod = spec::title(&self.pod), message, "the pod's folders were not removed");
+                tracing::warn!(pod = spec::title(&self.pod), message, "what the pod held was not given back");
                 let retry = now + SignedDuration::from_secs(2);
                 self.volumes = Volumes::Failed(Failure { reason: "FailedUnmount".into(), message, retry });
             }

@@ -20,6 +20,7 @@ impl Worker {
         if let Some(condition) = &self.disruption {
             bosun_api::pod::set_condition(&mut new, condition.clone());
         }
+        self.context.alignment.tell_health(&self.uid, &mut new);
         if self.pod.status.as_ref() != Some(&new) {
             Arc::make_mut(&mut self.pod).status = Some(new);
         }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bosun_kit::backoff::Backoff;
 use bosun_kit::events::EventType;
 use bosun_kubelet_cgroup::Hierarchy;
+use bosun_kubelet_devices::Given;
 use bosun_proto::cri;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
@@ -18,16 +19,17 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Message;
+use crate::claims;
 use crate::context::Context;
 use crate::handler;
 use crate::images::{Present, Wanted};
-use crate::make::env::{EnvObjects, environment};
-use crate::make::{Node, container as make_container, resources, sandbox as make_sandbox, security, text};
+use crate::make::env::{self, EnvObjects, environment};
+use crate::make::{Node, container as make_container, env_file, resources, sandbox as make_sandbox, security, text};
 use crate::objects;
 use crate::pod::plan::{Cause, Failure};
 use crate::pod::probe::{Due, ProbeKind, Remembered, probe_of};
 use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
-use crate::pod::resize::Allocation;
+use crate::pod::resize::{self, Allocation};
 use crate::pod::spec;
 use crate::probes::{self, Outcome};
 use crate::userns;
@@ -45,7 +47,8 @@ const LEAST_GRACE: i64 = 2;
 
 /// What came of a task.
 pub(super) enum TaskResult {
-    Mounted(Result<Made, String>),
+    /// What was made; or why not, and how long to wait before the next try.
+    Mounted(Result<Made, (String, Duration)>),
     CleanedUp(Result<(), String>),
     Sandbox(Result<SandboxRecord, String>),
     SandboxStopped(String, Result<(), String>),
@@ -100,21 +103,29 @@ pub(super) struct Ready {
 
 /// Volumes, folders and cgroup.
 pub(super) async fn mount(context: &Context, pod: &Pod) -> TaskResult {
-    match volumes::set_up(pod, &context.node, &*context.objects).await {
-        Ok(made) => TaskResult::Mounted(Ok(made)),
+    match volumes::set_up(pod, &context.node, &*context.objects, &context.csi).await {
+        Ok(made) => {
+            for note in &made.notes {
+                context.report.pod(pod, note.kind, note.reason, note.message.clone());
+            }
+            TaskResult::Mounted(Ok(made))
+        }
         Err(error) => {
             let message = error.to_string();
-            context.report.pod(pod, EventType::Warning, "FailedMount", message.clone());
-            TaskResult::Mounted(Err(message))
+            context.report.pod(pod, EventType::Warning, error.reason(), message.clone());
+            TaskResult::Mounted(Err((message, error.retry())))
         }
     }
 }
 
 pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
+    if let Err(message) = claims::give_back(context, pod).await {
+        return TaskResult::CleanedUp(Err(message));
+    }
     if let Err(error) = context.cgroups.tear_down_pod(pod, &context.node).await {
         tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
     }
-    let removed = volumes::tear_down(&context.node, spec::uid(pod)).await;
+    let removed = volumes::tear_down(&context.node, &context.csi, spec::uid(pod)).await;
     TaskResult::CleanedUp(removed.map_err(|error| error.to_string()))
 }
 
@@ -124,7 +135,10 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
         context.report.pod(pod, EventType::Warning, "FailedCreatePodSandBox", event);
         TaskResult::Sandbox(Err(message))
     };
-    if let Err(error) = context.cgroups.set_up_pod(pod, &context.node).await {
+    if let Err(message) = claims::prepare(context, pod).await {
+        return TaskResult::Sandbox(Err(message));
+    }
+    if let Err(error) = context.cgroups.set_up_pod(pod, &context.alignment.node(&context.node, pod)).await {
         return failed(error.to_string());
     }
     let (handler, user_namespace) = match isolation(context, pod).await {
@@ -262,7 +276,11 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
         TaskResult::Started(Vec::new(), Some(failure))
     };
     let recursive = recursive_read_only(context, &pod, &container).await;
-    let (config, sandbox_config) = match configure(context, &start, &container, recursive) {
+    let configured = match context.alignment.prepare(&pod, &container).await {
+        Ok(given) => configure(context, &start, &container, recursive, given),
+        Err(message) => Err(message),
+    };
+    let (config, sandbox_config) = match configured {
         Ok(configs) => configs,
         Err(message) => return failed("CreateContainerConfigError", message, CONFIG_RETRY),
     };
@@ -333,15 +351,37 @@ async fn look_at(context: &Context, id: &str, sandbox: &str) -> Option<Container
 
 type Configs = (cri::ContainerConfig, cri::PodSandboxConfig);
 
+/// The objects with the files of volumes that the environment names. Read late: a container that ran before may just have
+/// written them.
+fn with_files(node: &Node, pod: &Pod, container: &Container, objects: &EnvObjects) -> Result<EnvObjects, String> {
+    let mut objects = objects.clone();
+    for (volume, path) in env::files(container) {
+        // The API lets such files be in emptyDir volumes alone.
+        let text = volumes::read(&node.volume_dir(pod, "empty-dir", volume), Path::new(path), env_file::MAX_SIZE);
+        let text = text.map_err(|error| format!("couldn't parse env file: {volume}/{path}: {error}"))?;
+        objects.files.insert((volume.to_owned(), path.to_owned()), text);
+    }
+    Ok(objects)
+}
+
 fn configure(
     context: &Context,
     start: &StartContainer,
     container: &Container,
     recursive_read_only: bool,
+    mut given: Given,
 ) -> Result<Configs, String> {
     let (pod, node) = (&*start.pod, &*context.node);
     let user_namespace = context.user_namespaces.of(pod)?;
-    let env = environment(pod, container, node, &start.ips, &start.ready.objects)?;
+    // What the pod says itself comes later, and so wins.
+    let mut env: Vec<_> = std::mem::take(&mut given.envs).into_iter().collect();
+    env.extend(environment(
+        pod,
+        container,
+        node,
+        &start.ips,
+        &with_files(node, pod, container, &start.ready.objects)?,
+    )?);
     let found = volumes::mounts::Looked { images: start.ready.shown.clone(), recursive_read_only };
     let mut mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
     for mount in &mut mounts {
@@ -351,7 +391,7 @@ fn configure(
     let looked = make_container::Looked {
         env,
         mounts,
-        devices: Vec::new(),
+        devices: volumes::devices::for_container(pod, container, node)?,
         image_ref: start.ready.image.reference.clone(),
         image_user: start.ready.image.user.clone(),
         target: start.target.clone().transpose()?,
@@ -361,7 +401,11 @@ fn configure(
     let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text(), user_namespace);
     let logs = PathBuf::from(&sandbox_config.log_directory).join(&container.name);
     fs::create_dir_all(&logs).map_err(|error| format!("make log folder {}: {error}", logs.display()))?;
-    Ok((make_container::config(pod, container, node, start.attempt, looked), sandbox_config))
+    let mut config = make_container::config(pod, container, node, start.attempt, looked);
+    context.alignment.dress(pod, &container.name, given, &mut config);
+    let by_claims = claims::cdi_devices(context, pod, container)?;
+    config.cdi_devices.extend(by_claims.into_iter().map(|name| cri::CdiDevice { name }));
+    Ok((config, sandbox_config))
 }
 
 /// The name by which log collectors find a container's log.
@@ -388,8 +432,28 @@ pub(super) async fn resize(context: &Context, pod: &Pod, name: &str, id: String)
     TaskResult::Resized(id, given.map(|()| container.resources.clone().unwrap_or_default()))
 }
 
+/// Gives the pod as a whole the resources that it was granted, and its running containers what they have from it.
+pub(super) async fn resize_whole(context: &Context, pod: &Pod, running: Vec<(String, String)>) -> TaskResult {
+    let id = resize::WHOLE.to_owned();
+    // Raised before what is within, lowered after: one of the two attempts fits.
+    let before = context.cgroups.set_up_pod(pod, &context.node).await;
+    for (name, container_id) in running {
+        let Some((_, container)) = spec::container(pod, &name) else { continue };
+        if let Err(message) = give(context, pod, &container, &container_id).await {
+            return TaskResult::Resized(id, Err(message));
+        }
+    }
+    if before.is_err()
+        && let Err(error) = context.cgroups.set_up_pod(pod, &context.node).await
+    {
+        return TaskResult::Resized(id, Err(error.to_string()));
+    }
+    TaskResult::Resized(id, Ok(spec::spec(pod).resources.clone().unwrap_or_default()))
+}
+
 async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> Result<(), String> {
-    let resources = resources::container_resources(pod, container, &context.node);
+    let mut resources = resources::container_resources(pod, container, &context.node);
+    context.alignment.pin(pod, &container.name, &mut resources);
     let limit = resources.memory_limit_in_bytes;
     // Some kernels kill at once where others refuse.
     let cgroups = Hierarchy::new("/sys/fs/cgroup");
@@ -399,12 +463,13 @@ async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> 
         return Err(format!("attempting to set container memory limit ({limit}) below current usage ({usage})"));
     }
     // The pod's own limits are raised before those within them and lowered after: one of the two attempts fits.
-    let before = context.cgroups.set_up_pod(pod, &context.node).await;
+    let node = context.alignment.node(&context.node, pod);
+    let before = context.cgroups.set_up_pod(pod, &node).await;
     context.runtime.update_resources(id, resources).await.map_err(|error| error.to_string())?;
     if before.is_ok() {
         return Ok(());
     }
-    context.cgroups.set_up_pod(pod, &context.node).await.map_err(|error| error.to_string())
+    context.cgroups.set_up_pod(pod, &node).await.map_err(|error| error.to_string())
 }
 
 /// A container to stop.
