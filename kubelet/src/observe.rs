@@ -494,3 +494,20 @@ fn log_tail(path: &Path) -> Option<String> {
     let cut = kept.char_indices().find(|(at, _)| kept.len() - at <= MAX_LOG_TAIL as usize).map_or(0, |(at, _)| at);
     Some(kept[cut..].to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cri::fake::FakeRuntime;
+
+    #[test]
+    fn a_pod_is_asked_about_once_at_a_time() {
+        let node = Arc::new(crate::make::tests::node());
+        let observer = Observer::new(Arc::new(FakeRuntime::new()), node, mpsc::unbounded_channel().0);
+        let first = observer.begin("a").unwrap();
+        assert!(observer.begin("a").is_none());
+        assert!(observer.begin("b").is_some());
+        drop(first);
+        assert!(observer.begin("a").is_some());
+    }
+}
