@@ -31,7 +31,7 @@ use crate::pod::spec;
 use crate::probes::Outcome;
 
 /// The Prometheus client's own buckets, which stock takes where it names none.
-const USUAL_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+pub(crate) const USUAL_BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// Shows what does not change: name, version, gates.
 pub fn register_facts(metrics: &Metrics, node_name: &str, gates: &FeatureGates) {
