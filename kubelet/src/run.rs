@@ -126,6 +126,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     bosun_kit::files::create_dir(&node.pod_logs_dir, 0o755)?;
     bosun_kit::files::create_dir(&node.container_logs_dir, 0o755)?;
     let cgroups = Cgroups::detect(driver);
+    cgroups.register(&metrics);
     limiting::enter(&config, &cgroups)?;
     cgroups.set_up_node(&node).await.context("make the cgroups of the pods (cgroupRoot)")?;
 

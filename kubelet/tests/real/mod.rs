@@ -149,6 +149,11 @@ SystemdCgroup = {}
         self.kubelet = Some(self.spawn(env!("CARGO_BIN_EXE_kubelet"), &args, "kubelet.log"));
     }
 
+    /// The kubelet's process id.
+    pub(crate) fn kubelet_pid(&self) -> u32 {
+        self.kubelet.as_ref().unwrap().id()
+    }
+
     /// The kubelet's exit code, once it has ended by itself.
     pub(crate) fn kubelet_ended(&mut self) -> Option<i32> {
         let code = self.kubelet.as_mut()?.try_wait().unwrap()?.code();
