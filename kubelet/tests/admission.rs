@@ -23,6 +23,7 @@ use bosun_kubelet::manager::{Inputs, Manager, Pods};
 use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
 use bosun_kubelet::report::Report;
+use bosun_kubelet::volumes::csi::CsiVolumes;
 use bosun_kubelet_devices::registration;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -51,7 +52,8 @@ impl Kubelet {
             fs::create_dir_all(path).unwrap();
         }
         let config: KubeletConfiguration = serde_json::from_value(configuration).unwrap();
-        let alignment = Alignment::open(&config, &config.gates().unwrap(), &node.root_dir, 0).unwrap();
+        let alignment =
+            Alignment::open(&config, &config.gates().unwrap(), &node.root_dir, (0, &BTreeMap::new())).unwrap();
         let alignment = Arc::new(alignment);
         let cancel = CancellationToken::new();
         registration::serve(alignment.devices.clone(), cancel.clone()).unwrap();
@@ -59,6 +61,7 @@ impl Kubelet {
         let observer = Observer::new(runtime.clone(), node.clone(), news_to);
         let report = Report::new(Recorder::to_log());
         let context = Arc::new(Context {
+            csi: CsiVolumes::new(&node, None),
             node: node.clone(),
             runtime: runtime.clone(),
             observer: observer.clone(),
