@@ -46,13 +46,13 @@ impl Kubelet {
             fs::create_dir_all(path).unwrap();
         }
         let config: KubeletConfiguration = serde_json::from_value(configuration).unwrap();
-        let alignment = Alignment::open(&config, &config.gates().unwrap(), &node.root_dir, 0).unwrap();
+        let alignment =
+            Alignment::open(&config, &config.gates().unwrap(), &node.root_dir, (0, &BTreeMap::new())).unwrap();
         let alignment = Arc::new(alignment);
         let cancel = CancellationToken::new();
         registration::serve(alignment.devices.clone(), cancel.clone()).unwrap();
         let (news_to, news) = mpsc::unbounded_channel();
         let observer = Observer::new(runtime.clone(), node.clone(), news_to);
-
         let context =
             Arc::new(Context { alignment: alignment.clone(), ..fixture::context(&node, runtime.clone(), &observer) });
         let (pods, offered) = (Pods::default(), Default::default());

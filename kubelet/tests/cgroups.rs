@@ -219,8 +219,7 @@ impl Drop for Stray {
 fn what_is_left_in_the_cgroup_of_an_unknown_pod_is_killed_and_removed() {
     let mut node = TestNode::start();
     let own = format!("/{}/kubelet", node.name);
-    node.configuration["kubeletCgroups"] = json!(own);
-    node.configure();
+    node.configure(&json!({"kubeletCgroups": own}));
     let view = View::of(&node, Driver::Cgroupfs);
     let left = view.pods.child("burstable").child("pod00000000-dead");
     let stray =
