@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bosun_kit::events::Recorder;
 use bosun_kubelet::admission::Offer;
+use bosun_kubelet::alignment::Alignment;
 use bosun_kubelet::cgroups::Cgroups;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::{GrpcRuntime, Runtime};
@@ -174,17 +175,19 @@ impl World {
         let context = Arc::new(Context {
             user_namespaces: fixture::user_namespaces(&self.node),
             csi: csi.clone(),
+            alignment: Arc::new(Alignment::none(&self.node.root_dir).unwrap()),
             node: self.node.clone(),
             runtime: runtime.clone(),
             observer: observer.clone(),
             images: Images::new(runtime, self.api.clone(), report.clone(), 1),
             objects: self.api.clone(),
             report,
-            cgroups: Cgroups::None,
+            cgroups: Cgroups::absent(),
             client: None,
             runtime_name: "containerd".into(),
             max_restart_delay: Duration::from_secs(300),
             probe_metrics: Default::default(),
+            workers: Default::default(),
         });
         let (pods, cancel) = (Pods::default(), CancellationToken::new());
         let (ended_to, ended) = mpsc::unbounded_channel();
