@@ -230,7 +230,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
     let poke = move || agent_handle.iter().for_each(NodeHandle::poke);
-    alignment::start(&context, &pods, &config, &metrics, poke, &mut parts, &cancel)?;
+    alignment::start(&context, &pods, &config, &metrics, poke.clone(), &mut parts, &cancel)?;
     let served = Served { host, metrics: metrics.clone(), probe_metrics, gates };
     let checks = serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
     if let Some(timeout) = watchdog {
@@ -254,6 +254,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let period = config.volume_stats_agg_period.0;
     parts.spawn(measured::keep(csi.clone(), node.clone(), pods.clone(), period, cancel.clone()));
     if client.is_some() {
+        parts.spawn(csi.clone().tell_in_use(poke.clone(), cancel.clone()));
         parts.spawn(plugins::keep_csi_node(csi, cancel.clone()));
     }
     let statics = static_pods(&config, &name, &mut parts, &cancel);
