@@ -41,6 +41,7 @@ use crate::admission::Offer;
 use crate::alignment::shown::{self, PodsResources};
 use crate::alignment::{Alignment, pools};
 use crate::cgroups::Cgroups;
+use crate::claims;
 use crate::config::KubeletConfiguration;
 use crate::context::Context;
 use crate::cri::{CriErrorKind, GrpcRuntime, MeteredRuntime, Runtime};
@@ -162,23 +163,26 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let alignment = Arc::new(open_alignment(&config, &gates, &node, &upkeep.eviction_hard)?);
     alignment.register(&metrics);
     let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
-    let claims = match client.as_ref().filter(|_| gates.enabled("DynamicResourceAllocation")) {
+    let of_claims = match client.as_ref().filter(|_| gates.enabled("DynamicResourceAllocation")) {
         Some(client) => {
             let api = Arc::new(KubeApi::new(client.clone(), &name));
-            Some(bosun_kubelet_dra::Manager::start(api, &node.root_dir, &metrics)?)
+            let health = gates.enabled("ResourceHealthStatus");
+            let settings =
+                bosun_kubelet_dra::Settings { health, ..bosun_kubelet_dra::Settings::new(&node.root_dir, &metrics) };
+            Some(bosun_kubelet_dra::Manager::start(api, settings)?)
         }
         None => None,
     };
     // What registers by plugins_registry, by its type.
     let mut plugins: Vec<(String, Arc<dyn Handler>)> = Vec::new();
-    plugins.extend(claims.iter().map(|claims| (DRA_PLUGIN.to_owned(), claims.drivers() as Arc<dyn Handler>)));
+    plugins.extend(of_claims.iter().map(|claims| (DRA_PLUGIN.to_owned(), claims.drivers() as Arc<dyn Handler>)));
     if !plugins.is_empty() {
         let watcher = PluginWatcher::new(&node.root_dir.join("plugins_registry"), plugins)?;
         parts.spawn(watcher.run(cancel.clone()));
     }
     let context = Arc::new(Context {
         node: node.clone(),
-        claims,
+        claims: of_claims,
         user_namespaces,
         runtime: runtime.clone(),
         observer: observer.clone(),
@@ -205,7 +209,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         strain: strain.clone(),
         devices: alignment.devices.clone(),
     };
-    let requests = serve_devices(&alignment, &pods, &node, &cancel)?;
+    let requests = serve_devices(&context, &pods, &cancel)?;
     requests.register(&metrics);
     let period = config.cpu_manager_reconcile_period.0;
     parts.spawn(pools::keep(context.clone(), pods.clone(), period, cancel.clone()));
@@ -222,6 +226,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
     let poke = move || agent_handle.iter().for_each(NodeHandle::poke);
+    parts.spawn(claims::tell_of_devices(context.clone(), pods.clone(), cancel.clone()));
     parts.spawn(pools::tell_of_devices(context.clone(), pods.clone(), poke, cancel.clone()));
     let served = Served { host, metrics: metrics.clone(), probe_metrics, gates };
     let checks = serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
@@ -269,16 +274,12 @@ fn open_alignment(
 }
 
 /// Listens for device plugins, and for agents that ask what pods have.
-fn serve_devices(
-    alignment: &Arc<Alignment>,
-    pods: &Pods,
-    node: &Node,
-    cancel: &CancellationToken,
-) -> Result<pod_resources::Requests> {
-    registration::serve(alignment.devices.clone(), cancel.clone())?;
+fn serve_devices(context: &Context, pods: &Pods, cancel: &CancellationToken) -> Result<pod_resources::Requests> {
+    registration::serve(context.alignment.devices.clone(), cancel.clone())?;
     let requests = pod_resources::Requests::default();
-    let shown = Arc::new(PodsResources { alignment: alignment.clone(), pods: pods.clone() });
-    pod_resources::serve(&node.root_dir.join(shown::FOLDER), shown, requests.clone(), cancel.clone())?;
+    let (alignment, claims) = (context.alignment.clone(), context.claims.clone());
+    let shown = Arc::new(PodsResources { alignment, claims, pods: pods.clone() });
+    pod_resources::serve(&context.node.root_dir.join(shown::FOLDER), shown, requests.clone(), cancel.clone())?;
     Ok(requests)
 }
 
