@@ -15,6 +15,7 @@ use crate::objects::Objects;
 use crate::observe::Observer;
 use crate::report::Report;
 use crate::userns::UserNamespaces;
+use crate::volumes::csi::CsiVolumes;
 use crate::worker::Workers;
 
 /// What every pod worker shares.
@@ -35,6 +36,8 @@ pub struct Context {
     pub user_namespaces: UserNamespaces,
     /// CPUs, memory and devices that pods have for themselves.
     pub alignment: Arc<Alignment>,
+    /// CSI volumes.
+    pub csi: Arc<CsiVolumes>,
     /// Cgroups of pods.
     pub cgroups: Cgroups,
     /// Claims of pods; none in standalone mode.

@@ -30,6 +30,7 @@ use crate::pod::labels;
 use crate::pod::record::{ContainerRecord, State};
 use crate::pod::spec;
 use crate::usage;
+use crate::volumes::csi::CsiVolumes;
 use crate::worker::Snapshot;
 
 /// How long a command of `/run` may take.
@@ -229,7 +230,7 @@ impl KubeletHost for Host {
         let pods = self
             .snapshots()
             .into_iter()
-            .map(|snapshot| usage::pod(&snapshot, node, &self.context.runtime_name))
+            .map(|snapshot| usage::pod(&snapshot, node, &self.context.csi, &self.context.runtime_name))
             .collect();
         let own = usage::own_cgroup().map(|cgroup| ("kubelet".to_owned(), cgroup));
         let all_pods = ("pods".to_owned(), usage::pods_cgroup(node));
@@ -266,10 +267,16 @@ pub struct Facts {
     pub strain: crate::upkeep::Strained,
     /// Devices of the node.
     pub devices: Arc<DeviceManager>,
+    /// CSI volumes.
+    pub csi: Arc<CsiVolumes>,
 }
 
 #[async_trait]
 impl RuntimeFacts for Facts {
+    fn volumes_in_use(&self) -> Vec<String> {
+        self.csi.in_use()
+    }
+
     async fn version(&self) -> Result<String, String> {
         let version = self.runtime.version().await.map_err(|error| error.to_string())?;
         Ok(format!("{}://{}", version.runtime_name, version.runtime_version))

@@ -301,7 +301,7 @@ impl Manager {
         let runtime = self.unclaimed.remove(&uid).map(|(_, record)| record).unwrap_or_default();
         // What runs was let in once; a restart of the kubelet does not judge it again.
         let adopted = !runtime.is_empty() || bosun_api::pod::is_terminal(&pod);
-        if runtime.running().next().is_some() {
+        if adopted && !bosun_api::pod::is_terminal(&pod) {
             self.context.alignment.adopt(&pod);
         }
         let judgement = match adopted || pod.metadata.deletion_timestamp.is_some() {
@@ -613,10 +613,8 @@ impl Manager {
         let node = &self.context.node;
         for entry in std::fs::read_dir(node.pods_dir()).into_iter().flatten().flatten() {
             let uid = entry.file_name().to_string_lossy().into_owned();
-            if unknown(&uid)
-                && let Err(error) = crate::volumes::tear_down(node, &uid).await
-            {
-                tracing::warn!(uid, %error, "the folder of a pod that is gone was not removed");
+            if unknown(&uid) {
+                self.context.csi.end_unknown(node, uid);
             }
         }
         for entry in std::fs::read_dir(&node.pod_logs_dir).into_iter().flatten().flatten() {

@@ -17,16 +17,13 @@ use async_trait::async_trait;
 use bosun_kit::events::Recorder;
 use bosun_kit::metrics::Metrics;
 use bosun_kubelet::admission::Offer;
-use bosun_kubelet::alignment::Alignment;
 use bosun_kubelet::alignment::shown::PodsResources;
 use bosun_kubelet::cgroups::Cgroups;
 use bosun_kubelet::claims;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::GrpcRuntime;
-use bosun_kubelet::images::Images;
 use bosun_kubelet::make::Node;
 use bosun_kubelet::manager::{Inputs, Manager, Pods};
-use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
 use bosun_kubelet::report::Report;
 use bosun_kubelet_cgroup::Driver;
@@ -137,21 +134,11 @@ impl Kubelet {
         let watcher = PluginWatcher::new(&node.root_dir.join("plugins_registry"), handlers).unwrap();
         tokio::spawn(watcher.run(cancel.clone()));
         let context = Arc::new(Context {
-            user_namespaces: fixture::user_namespaces(&node),
-            alignment: Arc::new(Alignment::none(&node.root_dir).unwrap()),
-            images: Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1),
-            node,
-            runtime,
-            observer: observer.clone(),
-            objects: Arc::new(NoObjects),
             report,
             cgroups,
             claims: Some(claims),
-            client: None,
             runtime_name: "containerd".into(),
-            max_restart_delay: Duration::from_secs(300),
-            probe_metrics: Default::default(),
-            workers: Default::default(),
+            ..fixture::context(&node, runtime.clone(), &observer)
         });
         let pods = Pods::default();
         let (ended_to, ended) = mpsc::unbounded_channel();

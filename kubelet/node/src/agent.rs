@@ -310,6 +310,7 @@ impl NodeAgent {
             runtime: Some(self.bridged(answered)),
             devices: self.facts.devices(),
             errors: self.facts.errors(),
+            volumes_in_use: self.facts.volumes_in_use(),
         }
     }
 

@@ -72,6 +72,11 @@ pub trait RuntimeFacts: Send + Sync + 'static {
         Devices::default()
     }
 
+    /// Attachable volumes that pods of the node use, as `kubernetes.io/csi/<driver>^<handle>`.
+    fn volumes_in_use(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Reasons of the kubelet's own for the node not to be ready, such as a container event stream that has stopped.
     fn errors(&self) -> Vec<String> {
         Vec::new()

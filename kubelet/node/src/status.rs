@@ -43,6 +43,8 @@ pub struct Observed {
     pub devices: Devices,
     /// Reasons of the kubelet's own for not being ready.
     pub errors: Vec<String>,
+    /// Attachable volumes that pods use; they are not to be detached.
+    pub volumes_in_use: Vec<String>,
 }
 
 /// An event to record about the node.
@@ -101,6 +103,7 @@ pub fn plan(
         runtime_handlers: runtime
             .map_or(old.runtime_handlers.clone(), |r| Some(r.handlers.clone()).filter(|h| !h.is_empty())),
         features: runtime.map_or(old.features.clone(), |r| r.features.clone()),
+        volumes_in_use: Some(observed.volumes_in_use.clone()).filter(|volumes| !volumes.is_empty()),
         ..old.clone()
     };
     let (patch, changed) = patch(&old, &status);

@@ -166,6 +166,7 @@ impl World {
                     hash,
                     log_path: String::new(),
                     user: None,
+                    recursive_read_only: Vec::new(),
                     grace: None,
                     round: self.runtime.round(&self.pod),
                     condemned: false,
@@ -183,6 +184,10 @@ impl World {
             Action::ResizeContainer { container, id } => {
                 let (_, container) = spec::container(&self.pod, container).unwrap();
                 self.applied.insert(id.clone(), container.resources.clone().unwrap_or_default());
+            }
+            Action::ResizePod => {
+                let whole = spec::spec(&self.pod).resources.clone().unwrap_or_default();
+                self.applied.insert(super::super::resize::WHOLE.to_owned(), whole);
             }
             Action::Collect { sandboxes, containers } => {
                 self.runtime.sandboxes.retain(|s| !sandboxes.contains(&s.id));

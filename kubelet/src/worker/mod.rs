@@ -618,6 +618,10 @@ impl Worker {
             Action::ResizeContainer { container, id } => {
                 self.tasks.spawn(async move { done(tasks::resize(&context, &pod, &container, id).await) });
             }
+            Action::ResizePod => {
+                let running = self.runtime.running().map(|c| (c.name.clone(), c.id.clone())).collect();
+                self.tasks.spawn(async move { done(tasks::resize_whole(&context, &pod, running).await) });
+            }
             Action::KillContainer { container, id, grace, cause } => {
                 if let Some(record) = self.runtime.containers.iter_mut().find(|c| c.id == id) {
                     record.condemned |= cause.starts_anew();

@@ -61,9 +61,9 @@ impl Worker {
                 self.volumes = Volumes::Mounted;
                 self.refresh = made.refresh;
             }
-            TaskResult::Mounted(Err(message)) => {
+            TaskResult::Mounted(Err((message, wait))) => {
                 // What is mounted stays good for what runs; a new pod waits.
-                let retry = now + SignedDuration::from_secs(2);
+                let retry = now + SignedDuration::try_from(wait).unwrap_or(SignedDuration::from_secs(2));
                 self.volumes = Volumes::Failed(Failure { reason: "FailedMount".into(), message, retry });
             }
             TaskResult::CleanedUp(Ok(())) => self.volumes = Volumes::Removed,

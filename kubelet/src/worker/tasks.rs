@@ -23,13 +23,13 @@ use crate::claims;
 use crate::context::Context;
 use crate::handler;
 use crate::images::{Present, Wanted};
-use crate::make::env::{EnvObjects, environment};
-use crate::make::{Node, container as make_container, resources, sandbox as make_sandbox, security, text};
+use crate::make::env::{self, EnvObjects, environment};
+use crate::make::{Node, container as make_container, env_file, resources, sandbox as make_sandbox, security, text};
 use crate::objects;
 use crate::pod::plan::{Cause, Failure};
 use crate::pod::probe::{Due, ProbeKind, Remembered, probe_of};
 use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
-use crate::pod::resize::Allocation;
+use crate::pod::resize::{self, Allocation};
 use crate::pod::spec;
 use crate::probes::{self, Outcome};
 use crate::userns;
@@ -47,7 +47,8 @@ const LEAST_GRACE: i64 = 2;
 
 /// What came of a task.
 pub(super) enum TaskResult {
-    Mounted(Result<Made, String>),
+    /// What was made; or why not, and how long to wait before the next try.
+    Mounted(Result<Made, (String, Duration)>),
     CleanedUp(Result<(), String>),
     Sandbox(Result<SandboxRecord, String>),
     SandboxStopped(String, Result<(), String>),
@@ -102,12 +103,17 @@ pub(super) struct Ready {
 
 /// Volumes, folders and cgroup.
 pub(super) async fn mount(context: &Context, pod: &Pod) -> TaskResult {
-    match volumes::set_up(pod, &context.node, &*context.objects).await {
-        Ok(made) => TaskResult::Mounted(Ok(made)),
+    match volumes::set_up(pod, &context.node, &*context.objects, &context.csi).await {
+        Ok(made) => {
+            for note in &made.notes {
+                context.report.pod(pod, note.kind, note.reason, note.message.clone());
+            }
+            TaskResult::Mounted(Ok(made))
+        }
         Err(error) => {
             let message = error.to_string();
-            context.report.pod(pod, EventType::Warning, "FailedMount", message.clone());
-            TaskResult::Mounted(Err(message))
+            context.report.pod(pod, EventType::Warning, error.reason(), message.clone());
+            TaskResult::Mounted(Err((message, error.retry())))
         }
     }
 }
@@ -119,7 +125,7 @@ pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
     if let Err(error) = context.cgroups.tear_down_pod(pod, &context.node).await {
         tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
     }
-    let removed = volumes::tear_down(&context.node, spec::uid(pod)).await;
+    let removed = volumes::tear_down(&context.node, &context.csi, spec::uid(pod)).await;
     TaskResult::CleanedUp(removed.map_err(|error| error.to_string()))
 }
 
@@ -345,6 +351,19 @@ async fn look_at(context: &Context, id: &str, sandbox: &str) -> Option<Container
 
 type Configs = (cri::ContainerConfig, cri::PodSandboxConfig);
 
+/// The objects with the files of volumes that the environment names. Read late: a container that ran before may just have
+/// written them.
+fn with_files(node: &Node, pod: &Pod, container: &Container, objects: &EnvObjects) -> Result<EnvObjects, String> {
+    let mut objects = objects.clone();
+    for (volume, path) in env::files(container) {
+        // The API lets such files be in emptyDir volumes alone.
+        let text = volumes::read(&node.volume_dir(pod, "empty-dir", volume), Path::new(path), env_file::MAX_SIZE);
+        let text = text.map_err(|error| format!("couldn't parse env file: {volume}/{path}: {error}"))?;
+        objects.files.insert((volume.to_owned(), path.to_owned()), text);
+    }
+    Ok(objects)
+}
+
 fn configure(
     context: &Context,
     start: &StartContainer,
@@ -356,7 +375,13 @@ fn configure(
     let user_namespace = context.user_namespaces.of(pod)?;
     // What the pod says itself comes later, and so wins.
     let mut env: Vec<_> = std::mem::take(&mut given.envs).into_iter().collect();
-    env.extend(environment(pod, container, node, &start.ips, &start.ready.objects)?);
+    env.extend(environment(
+        pod,
+        container,
+        node,
+        &start.ips,
+        &with_files(node, pod, container, &start.ready.objects)?,
+    )?);
     let found = volumes::mounts::Looked { images: start.ready.shown.clone(), recursive_read_only };
     let mut mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
     for mount in &mut mounts {
@@ -366,7 +391,7 @@ fn configure(
     let looked = make_container::Looked {
         env,
         mounts,
-        devices: Vec::new(),
+        devices: volumes::devices::for_container(pod, container, node)?,
         image_ref: start.ready.image.reference.clone(),
         image_user: start.ready.image.user.clone(),
         target: start.target.clone().transpose()?,
@@ -405,6 +430,25 @@ pub(super) async fn resize(context: &Context, pod: &Pod, name: &str, id: String)
     };
     let given = give(context, pod, &container, &id).await;
     TaskResult::Resized(id, given.map(|()| container.resources.clone().unwrap_or_default()))
+}
+
+/// Gives the pod as a whole the resources that it was granted, and its running containers what they have from it.
+pub(super) async fn resize_whole(context: &Context, pod: &Pod, running: Vec<(String, String)>) -> TaskResult {
+    let id = resize::WHOLE.to_owned();
+    // Raised before what is within, lowered after: one of the two attempts fits.
+    let before = context.cgroups.set_up_pod(pod, &context.node).await;
+    for (name, container_id) in running {
+        let Some((_, container)) = spec::container(pod, &name) else { continue };
+        if let Err(message) = give(context, pod, &container, &container_id).await {
+            return TaskResult::Resized(id, Err(message));
+        }
+    }
+    if before.is_err()
+        && let Err(error) = context.cgroups.set_up_pod(pod, &context.node).await
+    {
+        return TaskResult::Resized(id, Err(error.to_string()));
+    }
+    TaskResult::Resized(id, Ok(spec::spec(pod).resources.clone().unwrap_or_default()))
 }
 
 async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> Result<(), String> {

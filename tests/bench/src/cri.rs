@@ -136,6 +136,7 @@ fn kubelet_node(fabric: &Fabric, node: &Node) -> make::Node {
         cgroup_root: format!("{}/raw", node.cgroup),
         cgroups_per_qos: true,
         systemd_cgroups: false,
+        limits: Default::default(),
     }
 }
 

@@ -22,41 +22,41 @@ use tonic::Status;
 
 /// What is staged and published.
 #[derive(Debug, Default)]
-pub struct State {
+pub(crate) struct State {
     staged: BTreeSet<String>,
     published: BTreeSet<(String, String)>,
 }
 
 /// A driver that minds the order of calls, writes them down, and refuses or hangs as told.
 #[derive(Default)]
-pub struct FakeDriver {
-    pub state: Mutex<State>,
-    pub log: Mutex<Vec<String>>,
-    pub refusals: Mutex<BTreeMap<String, Status>>,
+pub(crate) struct FakeDriver {
+    pub(crate) state: Mutex<State>,
+    pub(crate) log: Mutex<Vec<String>>,
+    pub(crate) refusals: Mutex<BTreeMap<String, Status>>,
     /// Hang at the call that begins so; whether after its effect.
-    pub hang: Mutex<Option<(String, bool)>>,
+    pub(crate) hang: Mutex<Option<(String, bool)>>,
     countdown: Mutex<Option<(u32, bool)>>,
-    pub hanging: Notify,
+    pub(crate) hanging: Notify,
 }
 
 impl FakeDriver {
-    pub fn refuse(&self, call: &str, status: Status) {
+    pub(crate) fn refuse(&self, call: &str, status: Status) {
         self.refusals.lock().unwrap().insert(call.to_owned(), status);
     }
 
-    pub fn hang_at(&self, calls: u32, after: bool) {
+    pub(crate) fn hang_at(&self, calls: u32, after: bool) {
         *self.countdown.lock().unwrap() = Some((calls, after));
     }
 
-    pub fn hang_never(&self) {
+    pub(crate) fn hang_never(&self) {
         *self.countdown.lock().unwrap() = None;
     }
 
-    pub fn reboot(&self) {
+    pub(crate) fn reboot(&self) {
         *self.state.lock().unwrap() = State::default();
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         let state = self.state.lock().unwrap();
         state.staged.is_empty() && state.published.is_empty()
     }
@@ -124,7 +124,10 @@ impl NodeService for FakeDriver {
         };
         let name = folder.file_name().unwrap().display();
         let line = format!("stage {} {name} {mode} {}{context}", request.volume_id, shown(&request.volume_context));
-        self.call("stage", line, |state| drop(state.staged.insert(request.volume_id))).await
+        self.call("stage", line, |state| {
+            state.staged.insert(request.volume_id);
+        })
+        .await
     }
 
     async fn unstage(&self, request: csi::NodeUnstageVolumeRequest) -> Result<(), Status> {
@@ -158,8 +161,10 @@ impl NodeService for FakeDriver {
 
     async fn unpublish(&self, request: csi::NodeUnpublishVolumeRequest) -> Result<(), Status> {
         let line = format!("unpublish {} {}", request.volume_id, pod_of(&request.target_path));
-        self.call("unpublish", line, |state| drop(state.published.remove(&(request.volume_id, request.target_path))))
-            .await
+        self.call("unpublish", line, |state| {
+            state.published.remove(&(request.volume_id, request.target_path));
+        })
+        .await
     }
 
     async fn expand(&self, request: csi::NodeExpandVolumeRequest) -> Result<csi::NodeExpandVolumeResponse, Status> {
@@ -176,16 +181,16 @@ impl NodeService for FakeDriver {
 
 /// An API server in memory.
 #[derive(Default)]
-pub struct FakeCluster {
-    pub driver: Mutex<Option<CSIDriver>>,
-    pub secrets: Mutex<BTreeMap<String, BTreeMap<String, String>>>,
-    pub grown: Mutex<Vec<String>>,
+pub(crate) struct FakeCluster {
+    pub(crate) driver: Mutex<Option<CSIDriver>>,
+    pub(crate) secrets: Mutex<BTreeMap<String, BTreeMap<String, String>>>,
+    pub(crate) grown: Mutex<Vec<String>>,
     attachments: Mutex<BTreeMap<String, VolumeAttachment>>,
     tokens: Mutex<u32>,
 }
 
 impl FakeCluster {
-    pub fn attach(&self, volume: &Volume, node: &str, status: Value) {
+    pub(crate) fn attach(&self, volume: &Volume, node: &str, status: Value) {
         let name = names::attachment(&volume.handle, &volume.driver, node);
         let object = json!({"metadata": {"name": name},
             "spec": {"attacher": volume.driver, "nodeName": node, "source": {}}, "status": status});
