@@ -40,6 +40,8 @@ pub struct Context {
     pub csi: Arc<CsiVolumes>,
     /// Cgroups of pods.
     pub cgroups: Cgroups,
+    /// Claims of pods; none in standalone mode.
+    pub claims: Option<Arc<bosun_kubelet_dra::Manager>>,
     /// The API server; none in standalone mode.
     pub client: Option<Client>,
     /// The scheme of container ids: the runtime's name.

@@ -301,7 +301,7 @@ impl Manager {
         let runtime = self.unclaimed.remove(&uid).map(|(_, record)| record).unwrap_or_default();
         // What runs was let in once; a restart of the kubelet does not judge it again.
         let adopted = !runtime.is_empty() || bosun_api::pod::is_terminal(&pod);
-        if runtime.running().next().is_some() {
+        if adopted && !bosun_api::pod::is_terminal(&pod) {
             self.context.alignment.adopt(&pod);
         }
         let judgement = match adopted || pod.metadata.deletion_timestamp.is_some() {
@@ -604,6 +604,12 @@ impl Manager {
             self.pods.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
         let unknown =
             |uid: &str| !known.contains(uid) && !self.unclaimed.contains_key(uid) && !self.queued.contains_key(uid);
+        if let Some(claims) = self.context.claims.clone() {
+            let there = known.iter().chain(self.unclaimed.keys()).chain(self.queued.keys()).chain(self.held.keys());
+            let active: BTreeSet<String> = there.cloned().collect();
+            // Drivers take their time, and nobody waits for them here.
+            tokio::spawn(async move { claims.reconcile(&active).await });
+        }
         let node = &self.context.node;
         for entry in std::fs::read_dir(node.pods_dir()).into_iter().flatten().flatten() {
             let uid = entry.file_name().to_string_lossy().into_owned();

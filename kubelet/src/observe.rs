@@ -267,7 +267,8 @@ impl Observer {
     /// Marks something as being asked about until the returned value ends; none if it is already.
     fn begin<'a>(&'a self, id: &'a str) -> Option<Looking<'a>> {
         let mut looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
-        looking.insert(id.to_owned()).then_some(Looking { observer: self, id })
+        // Not `then_some`: a mark made in vain would be taken away at once, under the lock.
+        looking.insert(id.to_owned()).then(|| Looking { observer: self, id })
     }
 
     /// Asks about one thing and tells of it; false if the runtime does not say.
@@ -492,4 +493,21 @@ fn log_tail(path: &Path) -> Option<String> {
     let kept = lines[lines.len().saturating_sub(MAX_LOG_LINES)..].join("\n");
     let cut = kept.char_indices().find(|(at, _)| kept.len() - at <= MAX_LOG_TAIL as usize).map_or(0, |(at, _)| at);
     Some(kept[cut..].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cri::fake::FakeRuntime;
+
+    #[test]
+    fn a_pod_is_asked_about_once_at_a_time() {
+        let node = Arc::new(crate::make::tests::node());
+        let observer = Observer::new(Arc::new(FakeRuntime::new()), node, mpsc::unbounded_channel().0);
+        let first = observer.begin("a").unwrap();
+        assert!(observer.begin("a").is_none());
+        assert!(observer.begin("b").is_some());
+        drop(first);
+        assert!(observer.begin("a").is_some());
+    }
 }

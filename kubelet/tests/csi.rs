@@ -16,8 +16,6 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bosun_kit::events::Recorder;
 use bosun_kubelet::admission::Offer;
-use bosun_kubelet::alignment::Alignment;
-use bosun_kubelet::cgroups::Cgroups;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::{GrpcRuntime, Runtime};
 use bosun_kubelet::images::Images;
@@ -173,21 +171,11 @@ impl World {
         let report = Report::new(Recorder::to_log());
         let csi = CsiVolumes::with(&self.node, self.api.clone());
         let context = Arc::new(Context {
-            user_namespaces: fixture::user_namespaces(&self.node),
             csi: csi.clone(),
-            alignment: Arc::new(Alignment::none(&self.node.root_dir).unwrap()),
-            node: self.node.clone(),
-            runtime: runtime.clone(),
-            observer: observer.clone(),
-            images: Images::new(runtime, self.api.clone(), report.clone(), 1),
+            images: Images::new(runtime.clone(), self.api.clone(), report, 1),
             objects: self.api.clone(),
-            report,
-            cgroups: Cgroups::absent(),
-            client: None,
             runtime_name: "containerd".into(),
-            max_restart_delay: Duration::from_secs(300),
-            probe_metrics: Default::default(),
-            workers: Default::default(),
+            ..fixture::context(&self.node, runtime, &observer)
         });
         let (pods, cancel) = (Pods::default(), CancellationToken::new());
         let (ended_to, ended) = mpsc::unbounded_channel();

@@ -12,20 +12,16 @@ use std::time::{Duration, Instant};
 
 use bosun_kit::events::Recorder;
 use bosun_kubelet::admission::Offer;
-use bosun_kubelet::alignment::Alignment;
 use bosun_kubelet::cgroups::Cgroups;
 use bosun_kubelet::config::KubeletConfiguration;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::fake::FakeRuntime;
 use bosun_kubelet::cri::{GrpcRuntime, Runtime};
-use bosun_kubelet::images::Images;
-use bosun_kubelet::make::{Node, resources};
+use bosun_kubelet::make::Node;
+use bosun_kubelet::make::resources::{self, Swap};
 use bosun_kubelet::manager::{Inputs, Manager, Pods};
-use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
-use bosun_kubelet::report::Report;
 use bosun_kubelet::upkeep::{Settings, Strain, Strained, Upkeep};
-use bosun_kubelet::volumes::csi::CsiVolumes;
 use bosun_kubelet_cgroup::{Driver, Hierarchy};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -67,25 +63,7 @@ impl Rig {
         }
         let (news_to, news) = mpsc::unbounded_channel();
         let observer = Observer::new(runtime.clone(), node.clone(), news_to);
-        let report = Report::new(Recorder::to_log());
-        let images = Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1);
-        let context = Arc::new(Context {
-            user_namespaces: fixture::user_namespaces(&node),
-            alignment: Arc::new(Alignment::none(&node.root_dir).unwrap()),
-            csi: CsiVolumes::new(&node, None),
-            node,
-            runtime,
-            observer: observer.clone(),
-            images,
-            objects: Arc::new(NoObjects),
-            report,
-            cgroups,
-            client: None,
-            runtime_name: "fake".into(),
-            max_restart_delay: Duration::from_secs(300),
-            probe_metrics: Default::default(),
-            workers: Default::default(),
-        });
+        let context = Arc::new(Context { cgroups, ..fixture::context(&node, runtime.clone(), &observer) });
         let (pods, offer, cancel) = (Pods::default(), Arc::new(Mutex::new(offer)), CancellationToken::new());
         let (ended_to, ended) = mpsc::unbounded_channel();
         let (statics, statics_from) = mpsc::unbounded_channel();
@@ -392,5 +370,40 @@ async fn with_a_real_runtime_disk_and_memory_are_measured() {
     assert!(message.ends_with(", request is 2Mi, has larger consumption of memory. "), "{message}");
     assert_eq!(rig.status("small")["phase"], "Running", "one at a time, the largest first");
     rig.until_phase("small", "Failed").await;
+    rig.cancel.cancel();
+}
+
+#[tokio::test]
+#[ignore = "needs version 2 cgroups: cargo xtask qemu"]
+async fn with_a_real_runtime_swap_is_shared_out_by_memory() {
+    let machine = TestNode::start();
+    let node = Node {
+        root_dir: machine.folder.join("kubelet"),
+        pod_logs_dir: machine.folder.join("logs/pods"),
+        container_logs_dir: machine.folder.join("logs/containers"),
+        cgroup_root: format!("/{}/kubepods", machine.name),
+        cgroups_per_qos: true,
+        // Of 1 GiB of memory and 64 MiB of swap.
+        limits: resources::Settings { unified: true, swap: Swap::Limited(64 << 20), ..Default::default() },
+        ..fixture::node(&machine.folder)
+    };
+    let endpoint = format!("unix://{}", machine.path("c.sock"));
+    let runtime = Arc::new(GrpcRuntime::new(&endpoint, "", Duration::from_secs(60)).unwrap());
+    let cgroups = Cgroups::detect(Driver::Cgroupfs);
+    cgroups.set_up_node(&node).await.unwrap();
+    let mut rig = Rig::on(runtime, node, cgroups, Offer::default());
+    rig.add("some", doing("true", json!({"requests": {"memory": "128Mi"}})));
+    rig.add("sure", doing("true", json!({"requests": {"memory": "32Mi"}, "limits": {"memory": "32Mi"}})));
+    for (name, swap) in [("some", "8388608\n"), ("sure", "0\n")] {
+        rig.until_phase(name, "Running").await;
+        let pod = rig.pod(name).unwrap();
+        let status = serde_json::to_value(&pod.status).unwrap();
+        let id =
+            status["containerStatuses"][0]["containerID"].as_str().unwrap().trim_start_matches("fake://").to_owned();
+        let hierarchy = Hierarchy::new("/sys/fs/cgroup");
+        let cgroup = hierarchy.container(&resources::cgroup_parent(&pod, &rig.context.node), &id).unwrap();
+        let file = hierarchy.folder("memory", &cgroup).join("memory.swap.max");
+        assert_eq!(fs::read_to_string(file).unwrap(), swap, "{name}");
+    }
     rig.cancel.cancel();
 }

@@ -106,6 +106,7 @@ impl Guest {
         for folder in [
             "dev",
             "etc/systemd/system",
+            "etc/tmpfiles.d",
             "mnt",
             "opt",
             "proc",
@@ -121,9 +122,11 @@ impl Guest {
             fs::create_dir_all(self.root.join(folder))?;
         }
         fs::set_permissions(self.root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
-        let shell = self.root.join("usr/bin/sh");
-        let _ = fs::remove_file(&shell);
-        symlink("bash", shell)?;
+        for (link, to) in [("usr/bin/sh", "bash"), ("var/run", "/run")] {
+            let link = self.root.join(link);
+            let _ = fs::remove_file(&link).or_else(|_| fs::remove_dir_all(&link));
+            symlink(to, &link).with_context(|| format!("cannot make {}", link.display()))?;
+        }
         let files = [
             ("etc/passwd", PASSWD),
             ("etc/group", GROUP),
@@ -132,6 +135,8 @@ impl Guest {
             ("etc/hosts", "127.0.0.1 localhost guest\n"),
             ("etc/machine-id", "0123456789abcdef0123456789abcdef\n"),
             ("etc/systemd/system/tests.target", TARGET),
+            // In place of systemd's own, which empties /tmp at the start: our tree may be there.
+            ("etc/tmpfiles.d/tmp.conf", ""),
             ("etc/systemd/system/tests.service", UNIT),
         ];
         for (path, text) in files {

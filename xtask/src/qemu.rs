@@ -18,7 +18,13 @@ use crate::progress::Progress;
 /// that they are left out where it is not one.
 const TESTS: &[Test] = &[
     Test { package: "bosun-kubelet", name: "cgroups", arguments: &["--include-ignored", "--test-threads=1"] },
-    Test { package: "bosun-kubelet", name: "standalone", arguments: &[] },
+    Test {
+        package: "bosun-kubelet",
+        name: "upkeep",
+        arguments: &["with_a_real_runtime", "--include-ignored", "--test-threads=1"],
+    },
+    // The last one shuts the machine down.
+    Test { package: "bosun-kubelet", name: "shutdown", arguments: &["--include-ignored"] },
 ];
 /// Before each line of ours among those of the tests.
 const MARK: &str = "@@";
@@ -31,7 +37,7 @@ struct Test {
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Only this test program: cgroups, standalone or shutdown.
+    /// Only this test program: cgroups, upkeep or shutdown.
     #[arg(long)]
     test: Option<String>,
     /// Only tests with this in their name.
@@ -103,7 +109,7 @@ fn script(tests: &[&Test], programs: &[PathBuf], filter: Option<&str>, limit: u6
         let arguments = test.arguments.iter().copied().chain(filter).collect::<Vec<_>>().join(" ");
         let _ = writeln!(script, "echo '{MARK} begin {}'", test.name);
         let _ = writeln!(script, "timeout -k 5 {limit} {} {arguments}", program.display());
-        let _ = writeln!(script, "echo \"{MARK} end {} $?\"", test.name);
+        let _ = writeln!(script, "printf '\\n{MARK} end {} %s\\n' $?", test.name);
     }
     script
 }

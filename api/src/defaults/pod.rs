@@ -1,5 +1,6 @@
 //! Pods, and the templates of everything that makes them.
 
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 
 use super::{child, child_if_there, each, set, set_number, set_text, text};
@@ -14,6 +15,7 @@ pub(super) fn pod(object: &mut Map<String, Value>) {
         for list in ["containers", "initContainers"] {
             each(spec, list, requests_from_limits);
         }
+        requests_of_the_whole(spec);
         if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
             for list in ["containers", "initContainers"] {
                 each(spec, list, host_ports);
@@ -115,6 +117,35 @@ fn requests_from_limits(container: &mut Map<String, Value>) {
     });
 }
 
+/// A pod with limits as a whole asks, for each resource that it names no request of, for what its containers ask for
+/// together, and where they ask for none of it for its limit (KEP-2837). Huge pages are never promised twice: of them its
+/// limit is the request. A spec that cannot be read is left to validation.
+fn requests_of_the_whole(spec: &mut Map<String, Value>) {
+    let Some(limits) = spec.get("resources").and_then(|all| all.get("limits")).and_then(Value::as_object).cloned()
+    else {
+        return;
+    };
+    if limits.is_empty() {
+        return;
+    }
+    let mut containers = spec.clone();
+    containers.remove("resources");
+    containers.remove("overhead");
+    let Ok(containers) = serde_json::from_value(Value::Object(containers)) else { return };
+    let of_containers = crate::pod::requests(&Pod { spec: Some(containers), ..Pod::default() });
+    child(spec, "resources", |resources| {
+        child(resources, "requests", |requests| {
+            for (name, amount) in of_containers.iter().filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory")) {
+                requests.entry(name.clone()).or_insert_with(|| amount.to_string().into());
+            }
+            let supported = |name: &str| matches!(name, "cpu" | "memory") || name.starts_with("hugepages-");
+            for (name, amount) in limits.into_iter().filter(|(name, _)| supported(name)) {
+                requests.entry(name).or_insert(amount);
+            }
+        });
+    });
+}
+
 fn host_ports(container: &mut Map<String, Value>) {
     each(container, "ports", |port| {
         if let Some(number) = port.get("containerPort").and_then(Value::as_i64) {
@@ -176,5 +207,25 @@ pub fn default_tolerations(pod: &mut Value, seconds: i64) {
                 spec.insert("tolerations".to_owned(), Value::Array(vec![toleration]));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_s_own_requests_come_from_its_containers_and_its_limits() {
+        let mut object = json!({"spec": {
+            "resources": {"limits": {"cpu": "2", "memory": "1Gi", "hugepages-2Mi": "4Mi"}},
+            "containers": [{"name": "a", "resources": {"requests": {"cpu": "250m"}}}, {"name": "b", "resources": {"limits": {"cpu": "1"}}}],
+        }});
+        pod(object.as_object_mut().unwrap());
+        let want = json!({"cpu": "1250m", "memory": "1Gi", "hugepages-2Mi": "4Mi"});
+        assert_eq!(object["spec"]["resources"]["requests"], want);
+        // Without limits nothing is added.
+        let mut object = json!({"spec": {"resources": {"requests": {"memory": "1Gi"}}, "containers": [{"name": "a"}]}});
+        pod(object.as_object_mut().unwrap());
+        assert_eq!(object["spec"]["resources"], json!({"requests": {"memory": "1Gi"}}));
     }
 }

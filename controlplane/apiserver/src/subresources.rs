@@ -439,8 +439,11 @@ fn scale(object: &Value) -> Value {
             "selector": text.unwrap_or_default()}})
 }
 
-/// Take over the resources and resize policies of the containers, by name.
+/// Take over the resources of the pod as a whole, and the resources and resize policies of the containers, by name.
 fn take_resources(pod: &mut Value, wanted: &Value) {
+    if let Some(whole) = wanted["spec"].get("resources").filter(|whole| whole.is_object()) {
+        pod["spec"]["resources"] = whole.clone();
+    }
     for list in ["containers", "initContainers"] {
         let Some(containers) = pod["spec"][list].as_array_mut() else { continue };
         for container in containers {

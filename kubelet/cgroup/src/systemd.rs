@@ -1,7 +1,8 @@
-//! The edge to systemd: slices as transient units, over D-Bus (`org.freedesktop.systemd1.Manager`).
+//! The edge to systemd: slices as transient units, over D-Bus (`org.freedesktop.systemd1.Manager`) on the system's bus.
+//! systemd's own socket is not used where there is no bus: it signs its messages with a name that no bus would allow,
+//! and zbus takes that for a broken connection.
 
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,17 +16,15 @@ use crate::plan::{Property, Value};
 const SERVICE: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
 const INTERFACE: &str = "org.freedesktop.systemd1.Manager";
-/// Where systemd listens to root without a bus.
-const PRIVATE: &str = "/run/systemd/private";
 /// How long one answer, or one job, may take; runc has the same.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why systemd did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Neither the system's bus nor systemd's own socket can be had.
+    /// The system's bus cannot be had.
     #[error(
-        "connect to systemd: {0}; is this machine run by systemd? Otherwise use cgroupDriver: cgroupfs, here and in the runtime"
+        "connect to systemd: {0}; is this machine run by systemd, with dbus installed? Otherwise use cgroupDriver: cgroupfs, here and in the runtime"
     )]
     Connect(#[source] Box<zbus::Error>),
     /// It refused, or the connection broke.
@@ -97,7 +96,7 @@ impl Systemd {
         let connection = match &*held {
             Some(connection) => connection.clone(),
             None => {
-                let fresh = connect().await?;
+                let fresh = Connection::system().await?;
                 // Without it no job's end is told.
                 let manager = proxy(&fresh).await?;
                 manager.call_method("Subscribe", &()).await?;
@@ -193,19 +192,6 @@ impl Units for Systemd {
             other => other,
         }
     }
-}
-
-/// The system's bus; where there is none, systemd itself.
-async fn connect() -> Result<Connection, zbus::Error> {
-    let error = match Connection::system().await {
-        Ok(connection) => return Ok(connection),
-        Err(error) => error,
-    };
-    if !Path::new(PRIVATE).exists() {
-        return Err(error);
-    }
-    let stream = tokio::net::UnixStream::connect(PRIVATE).await?;
-    zbus::connection::Builder::unix_stream(stream).p2p().build().await
 }
 
 async fn proxy(connection: &Connection) -> Result<Proxy<'static>, zbus::Error> {

@@ -46,6 +46,8 @@ struct Resource {
     devices: BTreeMap<String, Device>,
     /// The plugin has told of its devices since it connected.
     listed: bool,
+    /// It has done so at least once since this kubelet started.
+    seen: bool,
 }
 
 /// What a container has of one resource.
@@ -107,7 +109,7 @@ impl Table {
         resources: impl IntoIterator<Item = String>,
         now: Instant,
     ) -> Self {
-        let away = || Resource { endpoint: Endpoint::Away(now), devices: BTreeMap::new(), listed: false };
+        let away = || Resource { endpoint: Endpoint::Away(now), devices: BTreeMap::new(), listed: false, seen: false };
         let resources = resources.into_iter().map(|name| (name, away())).collect();
         Self { resources, given, ..Self::default() }
     }
@@ -120,6 +122,7 @@ impl Table {
             endpoint: Endpoint::Away(now),
             devices: BTreeMap::new(),
             listed: false,
+            seen: false,
         });
         known.endpoint = Endpoint::Connected(self.connections, options, now);
         known.listed = false;
@@ -136,7 +139,7 @@ impl Table {
         let differs = |id: &String| known.devices.get(id).map(|d| d.healthy) != devices.get(id).map(|d| d.healthy);
         let changed: BTreeSet<String> =
             known.devices.keys().chain(devices.keys()).filter(|id| differs(id)).cloned().collect();
-        (known.devices, known.listed) = (devices, true);
+        (known.devices, known.listed, known.seen) = (devices, true, true);
         self.owners(resource, &changed)
     }
 
@@ -213,6 +216,16 @@ impl Table {
             let (Endpoint::Away(since) | Endpoint::Connected(_, _, since)) = resource.endpoint;
             Some((name, since + grace)).filter(|(_, until)| !resource.listed && *until > now)
         })
+    }
+
+    /// Why a container cannot start with what it has of the resource; none if it can. A plugin that is only away for a
+    /// moment does not matter, but after a reboot it is the plugin that makes the devices ready.
+    pub fn not_ready(&self, resource: &str) -> Option<String> {
+        match self.resources.get(resource) {
+            None => Some(format!("endpoint not found in cache for a registered resource: {resource}")),
+            Some(known) if !known.seen => Some(format!("the device plugin of {resource} is not there yet")),
+            Some(_) => None,
+        }
     }
 
     /// The resources that are known by their plugins.
@@ -369,5 +382,14 @@ pub(crate) mod tests {
         assert!(absent(&table, 10).is_some(), "it has not told of its devices yet");
         table.listed("x/gpu", connection, vec![device("a", None)]);
         assert_eq!(absent(&table, 10), None);
+        // A container with such a device starts after the plugin has come, and also while it is away for a moment.
+        let mut table = Table::restored(BTreeMap::new(), ["x/gpu".to_owned()], now);
+        assert_eq!(table.not_ready("x/gpu").unwrap(), "the device plugin of x/gpu is not there yet");
+        let connection = table.connected("x/gpu", Options::default(), now);
+        table.listed("x/gpu", connection, vec![device("a", None)]);
+        assert_eq!(table.not_ready("x/gpu"), None);
+        table.disconnected("x/gpu", connection, now);
+        assert_eq!(table.not_ready("x/gpu"), None);
+        assert!(table.not_ready("x/other").unwrap().starts_with("endpoint not found"));
     }
 }

@@ -58,3 +58,49 @@ impl Api for KubeApi {
         within(slices.delete_collection(&DeleteParams::default(), &which)).await.map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http::{Request, Response};
+    use kube::client::Body;
+
+    use super::*;
+
+    /// An API server that gives one answer, and the request that it saw.
+    fn server(status: u16, answer: &'static str) -> (KubeApi, Arc<Mutex<String>>) {
+        let seen = Arc::new(Mutex::new(String::new()));
+        let of_server = seen.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            *of_server.lock().unwrap() = format!("{} {}", request.method(), request.uri());
+            let response = Response::builder().status(status).header("content-type", "application/json");
+            let response = response.body(Body::from(answer.as_bytes().to_vec())).unwrap();
+            async move { Ok::<_, kube::Error>(response) }
+        });
+        (KubeApi::new(Client::new(service, "default"), "node1"), seen)
+    }
+
+    #[tokio::test]
+    async fn requests_are_about_this_node_and_errors_are_the_server_s() {
+        let claim = r#"{"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": "gpu", "uid": "u"}, "spec": {}}"#;
+        let (api, seen) = server(200, claim);
+        assert_eq!(api.claim("ns", "gpu").await.unwrap().metadata.uid.as_deref(), Some("u"));
+        assert_eq!(*seen.lock().unwrap(), "GET /apis/resource.k8s.io/v1/namespaces/ns/resourceclaims/gpu");
+
+        let list = r#"{"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSliceList", "metadata": {}, "items": []}"#;
+        let (api, seen) = server(200, list);
+        api.delete_slices(Some("gpu.example.com")).await.unwrap();
+        let sent = seen.lock().unwrap().clone();
+        let want = "DELETE /apis/resource.k8s.io/v1/resourceslices?";
+        assert!(sent.starts_with(want), "{sent}");
+        assert!(sent.contains("fieldSelector=spec.nodeName%3Dnode1%2Cspec.driver%3Dgpu.example.com"), "{sent}");
+        api.delete_slices(None).await.unwrap();
+        let sent = seen.lock().unwrap().clone();
+        assert!(sent.contains("spec.nodeName%3Dnode1") && !sent.contains("driver"), "{sent}");
+
+        let gone = r#"{"apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404, "message": "resourceclaims.resource.k8s.io \"gpu\" not found"}"#;
+        let error = server(404, gone).0.claim("ns", "gpu").await.unwrap_err();
+        assert_eq!(error, "resourceclaims.resource.k8s.io \"gpu\" not found");
+    }
+}

@@ -130,6 +130,13 @@ impl Runtime for GrpcRuntime {
         call!(self.runtime.runtime_config(cri::RuntimeConfigRequest {}), "RuntimeConfig")
     }
 
+    async fn set_pod_cidr(&self, ranges: &str) -> Result<()> {
+        let network = cri::NetworkConfig { pod_cidr: ranges.into() };
+        let config = cri::RuntimeConfig { network_config: Some(network) };
+        let message = cri::UpdateRuntimeConfigRequest { runtime_config: Some(config) };
+        call!(self.runtime.update_runtime_config(message), "UpdateRuntimeConfig").map(drop)
+    }
+
     async fn run_sandbox(&self, config: cri::PodSandboxConfig, handler: String) -> Result<String> {
         let message = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler };
         call!(self.runtime.run_pod_sandbox(message), "RunPodSandbox", SANDBOX_DEADLINE).map(|r| r.pod_sandbox_id)

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{Node, names, resources, security, text};
 use crate::pod::{labels, spec};
+use crate::sysctls::with_dots;
 
 /// The sandbox of the pod; `resolver_file` is the text of the node's.
 pub fn config(
@@ -36,7 +37,7 @@ pub fn config(
         linux: Some(cri::LinuxPodSandboxConfig {
             cgroup_parent: resources::cgroup_parent(pod, node),
             security_context: Some(security_context),
-            sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
+            sysctls: sysctls.map(|s| (with_dots(&s.name), s.value.clone())).collect(),
             overhead: Some(resources::overhead(pod, node)),
             resources: Some(resources::sandbox_resources(pod, node)),
         }),

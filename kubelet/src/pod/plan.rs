@@ -64,6 +64,8 @@ pub enum Action {
         /// Its id.
         id: String,
     },
+    /// Give the pod as a whole the resources that it was granted.
+    ResizePod,
     /// Take volumes and cgroup away: nothing runs any more.
     CleanUp,
     /// Forget sandboxes and containers that have served their time.
@@ -121,7 +123,7 @@ pub enum Task {
     Start(String),
     /// [`Action::KillContainer`] of a container id, with the grace given.
     Kill(String, i64),
-    /// [`Action::ResizeContainer`] of a container id.
+    /// [`Action::ResizeContainer`] of a container id, or [`Action::ResizePod`] by [`resize::WHOLE`].
     Resize(String),
     /// [`Action::Collect`].
     Collect,
@@ -137,6 +139,7 @@ impl Action {
             Action::StartContainer { container, .. } => Task::Start(container.clone()),
             Action::KillContainer { id, grace, .. } => Task::Kill(id.clone(), *grace),
             Action::ResizeContainer { id, .. } => Task::Resize(id.clone()),
+            Action::ResizePod => Task::Resize(resize::WHOLE.to_owned()),
             Action::Collect { .. } => Task::Collect,
         }
     }
@@ -283,6 +286,7 @@ impl<'a> Planner<'a> {
         self.collect();
         self.volumes();
         let sandbox = self.sandbox();
+        self.resize_whole(sandbox);
         self.ephemeral(sandbox);
         if self.end_round() {
             return;
@@ -425,6 +429,17 @@ impl<'a> Planner<'a> {
             _ => None,
         };
         self.kill(record, own.unwrap_or_else(|| spec::grace_period(self.view.pod)), cause);
+    }
+
+    /// Brings the pod as a whole to the resources that it was granted.
+    fn resize_whole(&mut self, sandbox: Option<&str>) {
+        let view = self.view;
+        if sandbox.is_some()
+            && resize::is_whole_behind(view.pod, view.applied)
+            && view.resize_failure.is_none_or(|failure| self.may_retry(failure))
+        {
+            self.act(Action::ResizePod);
+        }
     }
 
     /// Brings a running container to the resources that it was granted.
@@ -637,6 +652,7 @@ impl fmt::Display for Action {
                 write!(f, "kill {container} ({id}) within {grace} s: {cause}")
             }
             Action::ResizeContainer { container, id } => write!(f, "resize {container} ({id})"),
+            Action::ResizePod => f.write_str("resize the pod"),
             Action::CleanUp => f.write_str("clean up"),
             Action::Collect { sandboxes, containers } => {
                 write!(f, "forget {}", [sandboxes.join(" "), containers.join(" ")].join(" ").trim())

@@ -185,6 +185,10 @@ impl World {
                 let (_, container) = spec::container(&self.pod, container).unwrap();
                 self.applied.insert(id.clone(), container.resources.clone().unwrap_or_default());
             }
+            Action::ResizePod => {
+                let whole = spec::spec(&self.pod).resources.clone().unwrap_or_default();
+                self.applied.insert(super::super::resize::WHOLE.to_owned(), whole);
+            }
             Action::Collect { sandboxes, containers } => {
                 self.runtime.sandboxes.retain(|s| !sandboxes.contains(&s.id));
                 self.runtime.containers.retain(|c| !containers.contains(&c.id));

@@ -24,32 +24,49 @@ const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 pub struct Allocation {
     /// By container.
     pub granted: BTreeMap<String, ResourceRequirements>,
-    /// What was last given to the runtime, by container id.
+    /// To the pod as a whole (KEP-2837), if it asks for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<ResourceRequirements>,
+    /// What was last given to the runtime, by container id; and to the pod as a whole by [`WHOLE`], once that changed.
     pub applied: BTreeMap<String, ResourceRequirements>,
 }
+
+/// What stands for the pod as a whole where containers go by their id.
+pub const WHOLE: &str = "";
 
 impl Allocation {
     /// What the pod's definition asks for.
     pub fn of(pod: &Pod) -> Self {
         let granted = spec::containers(pod).map(|(_, c)| (c.name.clone(), resources(c).clone()));
-        Self { granted: granted.collect(), applied: BTreeMap::new() }
+        Self { granted: granted.collect(), whole: spec::spec(pod).resources.clone(), applied: BTreeMap::new() }
     }
 
     /// Whether there is anything in it worth keeping.
     pub fn is_trivial(&self) -> bool {
-        self.granted.values().all(|resources| *resources == ResourceRequirements::default())
+        self.whole.is_none() && self.granted.values().all(|resources| *resources == ResourceRequirements::default())
     }
 
     /// Whether the pod asks for something else than was granted to it.
     pub fn differs(&self, pod: &Pod) -> bool {
         let other =
             |container: &Container| self.granted.get(&container.name).is_some_and(|g| g != resources(container));
-        spec::containers(pod).any(|(_, container)| other(container))
+        self.whole != spec::spec(pod).resources || spec::containers(pod).any(|(_, container)| other(container))
+    }
+
+    /// Takes what a pod asks for as granted.
+    pub fn grant(&mut self, pod: &Pod) {
+        let Self { granted, whole, .. } = Self::of(pod);
+        let before = std::mem::replace(&mut self.whole, whole);
+        if before != self.whole {
+            self.applied.entry(WHOLE.to_owned()).or_insert_with(|| before.unwrap_or_default());
+        }
+        self.granted = granted;
     }
 
     /// Gives the pod the resources that were granted, in place of those that it asks for.
     pub fn impose(&self, pod: &mut Pod) {
         let Some(spec) = &mut pod.spec else { return };
+        spec.resources.clone_from(&self.whole);
         for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
             if let Some(granted) = self.granted.get(&container.name) {
                 let trivial = *granted == ResourceRequirements::default();
@@ -62,7 +79,7 @@ impl Allocation {
 /// Whether the two definitions of a pod ask for different resources. Asked with every news of a pod.
 pub fn differs(one: &Pod, other: &Pod) -> bool {
     let all = |pod| spec::containers(pod).map(|(_, container)| resources(container));
-    !all(one).eq(all(other))
+    spec::spec(one).resources != spec::spec(other).resources || !all(one).eq(all(other))
 }
 
 /// What the container asks for; nothing where it does not say.
@@ -135,11 +152,19 @@ pub fn action(container: &Container, applied: Option<&ResourceRequirements>) -> 
     }
 }
 
+/// Whether the pod as a whole has yet to get what it was granted. (No record means that it had that from its start.)
+pub fn is_whole_behind(pod: &Pod, applied: &BTreeMap<String, ResourceRequirements>) -> bool {
+    let granted = spec::spec(pod).resources.as_ref();
+    applied.get(WHOLE).is_some_and(|applied| granted.is_some_and(|granted| granted != applied))
+}
+
 /// The text of an event about a resize, as stock writes it: a few words and the resources as JSON.
 pub fn message(what: &str, pod: &Pod, error: &str) -> String {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Summary<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        resources: Option<&'a ResourceRequirements>,
         #[serde(skip_serializing_if = "Vec::is_empty")]
         init_containers: Vec<Share<'a>>,
         #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -157,6 +182,7 @@ pub fn message(what: &str, pod: &Pod, error: &str) -> String {
         Share { name: &container.name, resources: resources(container) }
     }
     let summary = Summary {
+        resources: spec::spec(pod).resources.as_ref(),
         init_containers: spec::init_containers(pod).iter().map(share).collect(),
         containers: spec::spec(pod).containers.iter().map(share).collect(),
         generation: pod.metadata.generation.unwrap_or_default(),
@@ -210,6 +236,31 @@ mod tests {
         assert!(!differs(&old, &new) && !allocation.differs(&new));
         let text = serde_json::to_string(&allocation).unwrap();
         assert_eq!(serde_json::from_str::<Allocation>(&text).unwrap(), allocation);
+    }
+
+    #[test]
+    fn what_the_pod_as_a_whole_was_granted_stands_too() {
+        let whole = |cpu: &str| {
+            let mut pod = pod("1", json!([]));
+            let resources = json!({"limits": {"cpu": cpu}, "requests": {"cpu": cpu}});
+            pod.spec.as_mut().unwrap().resources = Some(serde_json::from_value(resources).unwrap());
+            pod
+        };
+        let (old, mut new) = (whole("2"), whole("3"));
+        let mut allocation = Allocation::of(&old);
+        assert!(differs(&old, &new) && allocation.differs(&new) && !allocation.is_trivial());
+        assert!(matches!(judge(&new, &[], &offer("2")), Answer::Infeasible(_)));
+        let wanted = new.clone();
+        allocation.impose(&mut new);
+        assert_eq!(new, old);
+        // Once granted it is brought about; what there was is remembered until then.
+        allocation.grant(&wanted);
+        assert!(is_whole_behind(&wanted, &allocation.applied) && !allocation.differs(&wanted));
+        allocation.applied.insert(WHOLE.to_owned(), spec::spec(&wanted).resources.clone().unwrap());
+        assert!(!is_whole_behind(&wanted, &allocation.applied));
+        // What an older kubelet kept says nothing of it.
+        let text = r#"{"granted": {}, "applied": {}}"#;
+        assert_eq!(serde_json::from_str::<Allocation>(text).unwrap(), Allocation::default());
     }
 
     #[test]

@@ -148,6 +148,9 @@ pub fn status(input: &StatusInput<'_>) -> PodStatus {
         None if was_terminal => (old.reason.clone(), old.message.clone()),
         None => (None, None),
     };
+    // What the pod as a whole was granted, and what it has until that is brought about.
+    let whole = spec::spec(pod).resources.as_ref();
+    let applied = input.applied.get(resize::WHOLE).filter(|_| resize::is_whole_behind(pod, input.applied));
     let mut status = PodStatus {
         phase: Some(phase.to_owned()),
         reason,
@@ -162,6 +165,11 @@ pub fn status(input: &StatusInput<'_>) -> PodStatus {
         container_statuses: (!main.is_empty()).then_some(main),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         observed_generation: pod.metadata.generation,
+        allocated_resources: whole.and_then(|all| all.requests.clone()),
+        resources: applied.or(whole).cloned(),
+        // Others write which claims the pod has; it keeps what it knows of them.
+        resource_claim_statuses: old.resource_claim_statuses.clone(),
+        extended_resource_claim_status: old.extended_resource_claim_status.clone(),
         ..PodStatus::default()
     };
     if input.failed.is_some() && input.runtime.is_empty() && old.container_statuses.is_none() {
@@ -388,10 +396,11 @@ fn all_restarting(input: &StatusInput<'_>, phase: &str) -> Answer {
 
 /// Whether a container still runs with other resources than it was granted.
 fn is_resizing(input: &StatusInput<'_>) -> bool {
-    spec::containers(input.pod).any(|(_, container)| {
-        let running = input.runtime.newest(&container.name).filter(|r| r.state == State::Running);
-        running.is_some_and(|r| resize::action(container, input.applied.get(&r.id)).is_some())
-    })
+    resize::is_whole_behind(input.pod, input.applied)
+        || spec::containers(input.pod).any(|(_, container)| {
+            let running = input.runtime.newest(&container.name).filter(|r| r.state == State::Running);
+            running.is_some_and(|r| resize::action(container, input.applied.get(&r.id)).is_some())
+        })
 }
 
 type Answer = (bool, Option<&'static str>, Option<String>);

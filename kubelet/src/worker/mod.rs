@@ -399,8 +399,13 @@ impl Worker {
     fn update(&mut self, new: &Arc<Pod>) {
         self.rounds.updated();
         let mut pod = (**new).clone();
-        let theirs = pod.status.take().and_then(|s| s.conditions).unwrap_or_default();
+        let status = pod.status.take().unwrap_or_default();
+        let theirs = status.conditions.unwrap_or_default();
         let mut own = self.pod.status.clone().unwrap_or_default();
+        // Which claims the pod has is for others to say.
+        own.resource_claim_statuses = status.resource_claim_statuses.or(own.resource_claim_statuses);
+        own.extended_resource_claim_status =
+            status.extended_resource_claim_status.or(own.extended_resource_claim_status);
         // Conditions that others write (readiness gates, disruption) come from them, the rest is ours.
         let conditions = own.conditions.get_or_insert_with(Vec::new);
         conditions.retain(|c| OWN_CONDITIONS.contains(&c.type_.as_str()));
@@ -612,6 +617,10 @@ impl Worker {
             }
             Action::ResizeContainer { container, id } => {
                 self.tasks.spawn(async move { done(tasks::resize(&context, &pod, &container, id).await) });
+            }
+            Action::ResizePod => {
+                let running = self.runtime.running().map(|c| (c.name.clone(), c.id.clone())).collect();
+                self.tasks.spawn(async move { done(tasks::resize_whole(&context, &pod, running).await) });
             }
             Action::KillContainer { container, id, grace, cause } => {
                 if let Some(record) = self.runtime.containers.iter_mut().find(|c| c.id == id) {

@@ -68,7 +68,7 @@ impl Worker {
             }
             TaskResult::CleanedUp(Ok(())) => self.volumes = Volumes::Removed,
             TaskResult::CleanedUp(Err(message)) => {
-                tracing::warn!(pod = spec::title(&self.pod), message, "the pod's folders were not removed");
+                tracing::warn!(pod = spec::title(&self.pod), message, "what the pod held was not given back");
                 let retry = now + SignedDuration::from_secs(2);
                 self.volumes = Volumes::Failed(Failure { reason: "FailedUnmount".into(), message, retry });
             }

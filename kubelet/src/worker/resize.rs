@@ -26,7 +26,7 @@ impl Worker {
             return;
         }
         report.pod(&self.pod, EventType::Normal, "ResizeStarted", resize::message("started", &wanted, ""));
-        self.allocation.granted = Allocation::of(&wanted).granted;
+        self.allocation.grant(&wanted);
         (self.answer, self.resize_failure, self.resizing) = (answer, None, true);
         self.pod = Arc::new(Pod { status: self.pod.status.clone(), ..(*wanted).clone() });
         self.wanted = None;
@@ -36,7 +36,8 @@ impl Worker {
 
     /// Keeps what was granted and given once the pod has a folder, if there is anything to keep.
     pub(super) fn keep_allocation(&mut self) {
-        self.allocation.applied.retain(|id, _| self.runtime.running().any(|container| container.id == *id));
+        let runs = |id: &str| id == resize::WHOLE || self.runtime.running().any(|container| container.id == id);
+        self.allocation.applied.retain(|id, _| runs(id));
         if self.allocation.is_trivial() || self.kept_allocation.as_ref() == Some(&self.allocation) {
             return;
         }

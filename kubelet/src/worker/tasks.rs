@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Message;
+use crate::claims;
 use crate::context::Context;
 use crate::handler;
 use crate::images::{Present, Wanted};
@@ -28,7 +29,7 @@ use crate::objects;
 use crate::pod::plan::{Cause, Failure};
 use crate::pod::probe::{Due, ProbeKind, Remembered, probe_of};
 use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
-use crate::pod::resize::Allocation;
+use crate::pod::resize::{self, Allocation};
 use crate::pod::spec;
 use crate::probes::{self, Outcome};
 use crate::userns;
@@ -118,6 +119,9 @@ pub(super) async fn mount(context: &Context, pod: &Pod) -> TaskResult {
 }
 
 pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
+    if let Err(message) = claims::give_back(context, pod).await {
+        return TaskResult::CleanedUp(Err(message));
+    }
     if let Err(error) = context.cgroups.tear_down_pod(pod, &context.node).await {
         tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
     }
@@ -131,6 +135,9 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
         context.report.pod(pod, EventType::Warning, "FailedCreatePodSandBox", event);
         TaskResult::Sandbox(Err(message))
     };
+    if let Err(message) = claims::prepare(context, pod).await {
+        return TaskResult::Sandbox(Err(message));
+    }
     if let Err(error) = context.cgroups.set_up_pod(pod, &context.alignment.node(&context.node, pod)).await {
         return failed(error.to_string());
     }
@@ -396,6 +403,8 @@ fn configure(
     fs::create_dir_all(&logs).map_err(|error| format!("make log folder {}: {error}", logs.display()))?;
     let mut config = make_container::config(pod, container, node, start.attempt, looked);
     context.alignment.dress(pod, &container.name, given, &mut config);
+    let by_claims = claims::cdi_devices(context, pod, container)?;
+    config.cdi_devices.extend(by_claims.into_iter().map(|name| cri::CdiDevice { name }));
     Ok((config, sandbox_config))
 }
 
@@ -421,6 +430,25 @@ pub(super) async fn resize(context: &Context, pod: &Pod, name: &str, id: String)
     };
     let given = give(context, pod, &container, &id).await;
     TaskResult::Resized(id, given.map(|()| container.resources.clone().unwrap_or_default()))
+}
+
+/// Gives the pod as a whole the resources that it was granted, and its running containers what they have from it.
+pub(super) async fn resize_whole(context: &Context, pod: &Pod, running: Vec<(String, String)>) -> TaskResult {
+    let id = resize::WHOLE.to_owned();
+    // Raised before what is within, lowered after: one of the two attempts fits.
+    let before = context.cgroups.set_up_pod(pod, &context.node).await;
+    for (name, container_id) in running {
+        let Some((_, container)) = spec::container(pod, &name) else { continue };
+        if let Err(message) = give(context, pod, &container, &container_id).await {
+            return TaskResult::Resized(id, Err(message));
+        }
+    }
+    if before.is_err()
+        && let Err(error) = context.cgroups.set_up_pod(pod, &context.node).await
+    {
+        return TaskResult::Resized(id, Err(error.to_string()));
+    }
+    TaskResult::Resized(id, Ok(spec::spec(pod).resources.clone().unwrap_or_default()))
 }
 
 async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> Result<(), String> {

@@ -14,6 +14,8 @@ use sha2::{Digest, Sha256};
 
 /// The program of the containers.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
+/// How long anything may take; on an emulated machine everything does.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// The image that is on the node.
 pub(crate) const IMAGE: &str = "localhost/busybox:dev";
 
@@ -45,7 +47,7 @@ impl TestNode {
         let name = format!("kbt{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         // A socket's path is short; the system's folder for temporary files is.
         let folder = std::env::temp_dir().join(&name);
-        for part in ["root", "state", "cni", "manifests", "logs/pods"] {
+        for part in ["root", "state", "cni", "cdi", "manifests", "logs/pods"] {
             fs::create_dir_all(folder.join(part)).unwrap();
         }
         ok(Command::new("ip").args(["netns", "add", &name]));
@@ -77,6 +79,7 @@ address = "{at}/c.sock"
 path = "{at}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{IMAGE}"
+cdi_spec_dirs = ["{at}/cdi"]
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 conf_dir = "{at}/cni"
@@ -144,6 +147,11 @@ SystemdCgroup = {}
             "4",
         ];
         self.kubelet = Some(self.spawn(env!("CARGO_BIN_EXE_kubelet"), &args, "kubelet.log"));
+    }
+
+    /// The kubelet's process id.
+    pub(crate) fn kubelet_pid(&self) -> u32 {
+        self.kubelet.as_ref().unwrap().id()
     }
 
     /// The kubelet's exit code, once it has ended by itself.
@@ -294,7 +302,7 @@ pub(crate) fn wait(what: &str, done: impl FnMut() -> bool) {
 pub(crate) fn wait_or(what: &str, mut done: impl FnMut() -> bool, why: impl Fn() -> String) {
     let began = Instant::now();
     while !done() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what} takes too long\n{}", why());
+        assert!(began.elapsed() < PATIENCE, "{what} takes too long\n{}", why());
         std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -26,6 +26,7 @@ pub(crate) const CASES: Cases = &[
     ("an_init_container_gives_variables", an_init_container_gives_variables),
     ("security_contexts_are_what_processes_have", security_contexts_are_what_processes_have),
     ("runtime_classes_name_a_handler", runtime_classes_name_a_handler),
+    ("a_resize_of_the_whole_pod_reaches_its_cgroup", a_resize_of_the_whole_pod_reaches_its_cgroup),
     ("debug_with_an_ephemeral_container", debug_with_an_ephemeral_container),
 ];
 
@@ -458,5 +459,42 @@ fn a_resize_reaches_the_cgroup(case: &Case) -> Result<()> {
     resize("150m", "500m")?;
     case.becomes("pod/grows", ".status.conditions[?(@.type=='PodResizePending')].reason", "")?;
     ensure!(case.field("pod/grows", ".status.containerStatuses[0].restartCount")? == "0");
+    Ok(())
+}
+
+/// What a pod is given as a whole (KEP-2837) bounds its containers, and can be changed while they run.
+fn a_resize_of_the_whole_pod_reaches_its_cgroup(case: &Case) -> Result<()> {
+    let spec = format!(
+        "resources: {{limits: {{cpu: 400m, memory: 64Mi}}}}\ncontainers:\n- name: own\n  image: {BUSYBOX_IMAGE}\n  \
+         imagePullPolicy: Never\n  command: [sleep, '100000']\n  resources: {{requests: {{cpu: 100m}}, limits: {{cpu: 150m}}}}\n\
+         - name: none\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sleep, '100000']\n"
+    );
+    case.kubectl.apply(&case.pod("whole", &spec))?;
+    case.ready("whole")?;
+    // Requests come from the containers where they ask, else from the limits.
+    ensure!(case.field("pod/whole", ".spec.resources.requests.cpu")? == "100m");
+    ensure!(case.field("pod/whole", ".spec.resources.requests.memory")? == "64Mi");
+    ensure!(case.field("pod/whole", ".status.qosClass")? == "Burstable");
+    ensure!(case.field("pod/whole", ".status.allocatedResources.cpu")? == "100m");
+    let quota_of = |container: &str| {
+        let script = "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 /sys/fs/cgroup/cpu.max";
+        case.kubectl.ask(&["exec", "whole", "-c", container, "--", "sh", "-c", script])
+    };
+    has(&quota_of("none")?, "40000")?;
+    has(&quota_of("own")?, "15000")?;
+    let patch = r#"{"spec":{"resources":{"requests":{"cpu":"200m"},"limits":{"cpu":"600m"}}}}"#;
+    // kubectl 1.20 does not know the subresource.
+    let new = case.cluster.kubectl().within(&case.namespace);
+    new.ask(&["patch", "pod", "whole", "--subresource=resize", "-p", patch])?;
+    eventually("the new quota of the container without one", LIMIT, || {
+        let quota = quota_of("none")?;
+        ensure!(quota.trim() == "60000", "{quota}");
+        Ok(())
+    })?;
+    has(&quota_of("own")?, "15000")?;
+    case.becomes("pod/whole", ".status.resources.limits.cpu", "600m")?;
+    case.becomes("pod/whole", ".status.allocatedResources.cpu", "200m")?;
+    case.becomes("pod/whole", ".status.conditions[?(@.type=='PodResizeInProgress')].status", "")?;
+    ensure!(case.field("pod/whole", ".status.containerStatuses[0].restartCount")? == "0");
     Ok(())
 }
