@@ -260,6 +260,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     parts.spawn(measured::keep(csi.clone(), node.clone(), pods.clone(), period, cancel.clone()));
     if client.is_some() {
         parts.spawn(csi.clone().tell_in_use(poke.clone(), cancel.clone()));
+        parts.spawn(csi.clone().keep_limits(cancel.clone()));
         parts.spawn(plugins::keep_csi_node(csi, cancel.clone()));
     }
     let statics = static_pods(&config, &name, &mut parts, &cancel);
