@@ -102,7 +102,7 @@ fn hostile_manifests(node: &TestNode) {
     said("truncated.yaml", "truncated.yaml");
     said("binary.yaml", "UTF-8");
     said("large.yaml", "bytes that a manifest may have");
-    said("deep.yaml", "recursion limit exceeded");
+    said("deep.yaml", "nested more than 128 deep");
     said("laughs.yaml", "repetition limit exceeded");
     said("path.yaml", "metadata.name");
     said("uid.yaml", "metadata.uid");
