@@ -56,6 +56,9 @@ pub(crate) struct Options {
     /// The cgroup under which all pods of this node live.
     #[arg(long, default_value = "/", help_heading = "Node")]
     cgroup_root: String,
+    /// Set the kernel's settings that stock's kubelet sets (vm.overcommit_memory, kernel.panic, ...); else they are left.
+    #[arg(long)]
+    set_kernel_defaults: bool,
     /// A KubeletConfiguration whose fields override what the agent sets.
     #[arg(long, help_heading = "Node")]
     kubelet_config: Option<PathBuf>,
@@ -327,6 +330,9 @@ fn kubelet_options(options: &Options, files: &Files, name: &str, ip: IpAddr) -> 
         format!("--hostname-override={name}"),
         format!("--node-ip={ip}"),
     ];
+    if !options.set_kernel_defaults {
+        args.push("--leave-kernel-defaults".to_owned());
+    }
     if files.bootstrap_kubeconfig.exists() {
         args.push(flag("bootstrap-kubeconfig", &files.bootstrap_kubeconfig));
     }

@@ -12,6 +12,8 @@ use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::rate::Limit;
+
 /// How long an event is remembered for counting its repeats.
 const MEMORY: Duration = Duration::from_secs(600);
 /// How many events one object may have at once, and how long until one more is granted (client-go's spam filter).
@@ -56,9 +58,14 @@ struct Record {
 impl Recorder {
     /// Events come from `component` (on `host`, if it runs on a node). Needs a tokio runtime.
     pub fn new(client: Client, component: &str, host: Option<&str>) -> Self {
+        Self::limited(client, component, host, Limit::none())
+    }
+
+    /// The same, writing no more than `limit` lets through.
+    pub fn limited(client: Client, component: &str, host: Option<&str>, limit: Limit) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         let source = EventSource { component: Some(component.to_owned()), host: host.map(str::to_owned) };
-        tokio::spawn(write_all(client, source, receiver));
+        tokio::spawn(write_all(client, source, receiver, limit));
         Self { sender }
     }
 
@@ -171,7 +178,7 @@ impl Correlator {
     }
 }
 
-async fn write_all(client: Client, source: EventSource, mut receiver: mpsc::Receiver<Record>) {
+async fn write_all(client: Client, source: EventSource, mut receiver: mpsc::Receiver<Record>, limit: Limit) {
     let mut correlator = Correlator::default();
     while let Some(record) = receiver.recv().await {
         let about = &record.about;
@@ -187,6 +194,7 @@ async fn write_all(client: Client, source: EventSource, mut receiver: mpsc::Rece
         let action = correlator.plan(&key, record.at, Instant::now());
         let namespace = if key.namespace.is_empty() { "default" } else { &key.namespace };
         let api = Api::<Event>::namespaced(client.clone(), namespace);
+        limit.ready().await;
         let written = tokio::time::timeout(DEADLINE, write(&api, &source, &record, action)).await;
         match written {
             Ok(Ok(())) => {}

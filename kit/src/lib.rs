@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod pki;
 pub mod program;
 pub mod queue;
+pub mod rate;
 pub mod shutdown;
 pub mod tls;
 pub mod version;

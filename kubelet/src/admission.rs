@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use bosun_api::node::untolerated;
 use bosun_api::pod::{Resources, requests};
 use bosun_api::quantity::Quantity;
 use bosun_kubelet_upkeep::preemption::Missing;
 use bosun_kubelet_upkeep::{critical, eviction, shutdown};
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint};
 
-use crate::pod::spec;
+use crate::make::security;
+use crate::pod::{labels, spec};
+use crate::sysctls::{self, Allowlist};
 use crate::upkeep::Strain;
 
 /// What a node has to offer.
@@ -29,6 +32,12 @@ pub struct Offer {
     pub max_pods: usize,
     /// What keeps it from taking pods.
     pub strain: Strain,
+    /// Whether its kernel confines by AppArmor.
+    pub apparmor: bool,
+    /// Whether its runtime can give processes exactly the groups that a pod names.
+    pub strict_groups: bool,
+    /// The kernel parameters that pods may set.
+    pub sysctls: Allowlist,
 }
 
 /// Why a pod is refused: reason and message, as in the event about it.
@@ -47,17 +56,28 @@ pub fn admit(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
     if *shutting_down {
         return refuse(shutdown::REFUSAL_REASON, shutdown::REFUSAL_MESSAGE.to_owned());
     }
-    if let Some(os) = spec::spec(pod).os.as_ref().filter(|os| os.name != "linux") {
-        let message = format!("Failed to admit pod as the OS field doesn't match node OS: pod wants {}", os.name);
-        return refuse("PodOSNotSupported", message);
+    if let Err(message) = offer.sysctls.check(pod) {
+        return refuse(sysctls::REASON, message);
     }
-    let wants_os = spec::spec(pod).node_selector.as_ref().and_then(|s| s.get("kubernetes.io/os"));
-    if wants_os.is_some_and(|os| os != "linux") {
+    // As in stock: the pod's label is looked at, not its selector (a selector that does not fit is NodeAffinity).
+    let labels = pod.metadata.labels.as_ref();
+    if labels.and_then(|labels| labels.get("kubernetes.io/os")).is_some_and(|os| os != "linux") {
         let message = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
         return refuse("PodOSSelectorNodeLabelDoesNotMatch", message.to_owned());
     }
+    if spec::spec(pod).os.as_ref().is_some_and(|os| os.name != "linux") {
+        let message = "Failed to admit pod as the OS field doesn't match node OS";
+        return refuse("PodOSNotSupported", message.to_owned());
+    }
+    if security::needs_apparmor(pod) && !offer.apparmor {
+        return refuse("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host".to_owned());
+    }
     if !offer.known {
         return Ok(());
+    }
+    if security::wants_strict_groups(pod) && !offer.strict_groups {
+        let message = "SupplementalGroupsPolicy=Strict is not supported in this node";
+        return refuse("SupplementalGroupsPolicyNotSupported", message.to_owned());
     }
     if let Some(shortage) = shortages(pod, others, offer).into_iter().next() {
         return refuse(&format!("OutOf{}", shortage.resource), shortage.to_string());
@@ -89,7 +109,17 @@ fn placement(pod: &Pod, others: &[&Pod], offer: &Offer) -> Result<(), Refusal> {
         let message = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
         return refuse("NodePorts", message.into());
     }
+    let tolerations = spec::spec(pod).tolerations.as_deref().unwrap_or_default();
+    if !is_static(pod) && untolerated(&offer.taints, tolerations, &["NoExecute"]).is_some() {
+        let message = "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
+        return refuse("TaintToleration", message.into());
+    }
     Ok(())
+}
+
+/// Whether the pod comes from the node itself: no taint keeps it off.
+fn is_static(pod: &Pod) -> bool {
+    spec::annotation(pod, labels::CONFIG_SOURCE).is_some_and(|source| source != "api")
 }
 
 /// A resource that the node has too little of for a pod, in its base unit (thousandths for cores).
@@ -177,7 +207,9 @@ fn fits(requirement: &NodeSelectorRequirement, value: Option<&String>) -> bool {
 type HostPort<'a> = (&'a str, &'a str, i32);
 
 fn host_ports(pod: &Pod) -> Vec<HostPort<'_>> {
-    let ports = spec::spec(pod).containers.iter().flat_map(|c| c.ports.iter().flatten());
+    let sidecars = spec::init_containers(pod).iter().filter(|container| spec::is_sidecar(container));
+    let containers = spec::spec(pod).containers.iter().chain(sidecars);
+    let ports = containers.flat_map(|c| c.ports.iter().flatten());
     ports
         .filter_map(|port| {
             let number =
@@ -227,14 +259,52 @@ mod tests {
         assert_eq!(reason(&port, &[&port, &port]), Err("OutOfpods".into()));
         let elsewhere = pod(json!({"containers": [], "nodeSelector": {"zone": "b"}}));
         assert_eq!(reason(&elsewhere, &[]), Err("NodeAffinity".into()));
+        let said = |wanted: &Pod, offer: &Offer| admit(wanted, &[], offer).unwrap_err();
         let windows = pod(json!({"containers": [], "os": {"name": "windows"}}));
-        assert_eq!(reason(&windows, &[]), Err("PodOSNotSupported".into()));
+        let os = ("PodOSNotSupported".into(), "Failed to admit pod as the OS field doesn't match node OS".into());
+        assert_eq!(said(&windows, &offer()), os);
+        let mut labelled = pod(json!({"containers": []}));
+        labelled.metadata.labels = Some([("kubernetes.io/os".into(), "windows".into())].into());
+        let label = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+        assert_eq!(said(&labelled, &offer()), ("PodOSSelectorNodeLabelDoesNotMatch".into(), label.into()));
+        let selector = pod(json!({"containers": [], "nodeSelector": {"kubernetes.io/os": "windows"}}));
+        assert_eq!(reason(&selector, &[]), Err("NodeAffinity".into()));
+        let tuning =
+            pod(json!({"containers": [], "securityContext": {"sysctls": [{"name": "vm.swappiness", "value": "1"}]}}));
+        let sysctl = "forbidden sysctl: \"vm.swappiness\" not allowlisted";
+        assert_eq!(said(&tuning, &offer()), ("SysctlForbidden".into(), sysctl.into()));
+        let sidecar = pod(
+            json!({"containers": [], "initContainers": [{"name": "s", "restartPolicy": "Always", "ports": [{"containerPort": 80, "hostPort": 80}]}]}),
+        );
+        assert_eq!(reason(&sidecar, &[&port]), Err("NodePorts".into()));
+        let strict = pod(json!({"containers": [], "securityContext": {"supplementalGroupsPolicy": "Strict"}}));
+        let groups = "SupplementalGroupsPolicy=Strict is not supported in this node";
+        assert_eq!(said(&strict, &offer()), ("SupplementalGroupsPolicyNotSupported".into(), groups.into()));
         let strained = |strain| admit(&running, &[], &Offer { strain, ..Offer::default() }).unwrap_err();
         let short = Strain { short_of: [Condition::Disk].into(), ..Strain::default() };
         assert_eq!(strained(short), ("Evicted".into(), "The node had condition: [DiskPressure]. ".into()));
         let ending = Strain { shutting_down: true, ..Strain::default() };
         let late = "Pod was rejected as the node is shutting down.";
         assert_eq!(strained(ending), ("NodeShutdown".into(), late.into()));
+    }
+
+    #[test]
+    fn a_taint_that_evicts_keeps_off_all_but_static_pods() {
+        let taint = |effect: &str| Taint { key: "broken".into(), effect: effect.into(), ..Taint::default() };
+        let tainted = |effect: &str| Offer { taints: vec![taint(effect)], ..offer() };
+        let mut common = pod(json!({"containers": []}));
+        assert_eq!(
+            admit(&common, &[], &tainted("NoExecute")),
+            Err((
+                "TaintToleration".into(),
+                "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate".into()
+            ))
+        );
+        assert_eq!(admit(&common, &[], &tainted("NoSchedule")), Ok(()), "that is the scheduler's business");
+        let tolerant = pod(json!({"containers": [], "tolerations": [{"key": "broken", "operator": "Exists"}]}));
+        assert_eq!(admit(&tolerant, &[], &tainted("NoExecute")), Ok(()));
+        common.metadata.annotations = Some([(labels::CONFIG_SOURCE.to_owned(), "file".to_owned())].into());
+        assert_eq!(admit(&common, &[], &tainted("NoExecute")), Ok(()));
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bosun_kubelet_devices::DeviceManager;
+use bosun_kubelet_devices::table::Capacity;
 use bosun_kubelet_node::RuntimeFacts;
 use bosun_kubelet_node::facts::{RuntimeCondition, RuntimeStatus};
 use bosun_kubelet_server::host::{
@@ -28,6 +30,7 @@ use crate::pod::labels;
 use crate::pod::record::{ContainerRecord, State};
 use crate::pod::spec;
 use crate::usage;
+use crate::volumes::csi::CsiVolumes;
 use crate::worker::Snapshot;
 
 /// How long a command of `/run` may take.
@@ -227,7 +230,7 @@ impl KubeletHost for Host {
         let pods = self
             .snapshots()
             .into_iter()
-            .map(|snapshot| usage::pod(&snapshot, node, &self.context.runtime_name))
+            .map(|snapshot| usage::pod(&snapshot, node, &self.context.csi, &self.context.runtime_name))
             .collect();
         let own = usage::own_cgroup().map(|cgroup| ("kubelet".to_owned(), cgroup));
         let all_pods = ("pods".to_owned(), usage::pods_cgroup(node));
@@ -262,10 +265,18 @@ pub struct Facts {
     pub observer: Arc<Observer>,
     /// What keeps the node from taking pods.
     pub strain: crate::upkeep::Strained,
+    /// Devices of the node.
+    pub devices: Arc<DeviceManager>,
+    /// CSI volumes.
+    pub csi: Arc<CsiVolumes>,
 }
 
 #[async_trait]
 impl RuntimeFacts for Facts {
+    fn volumes_in_use(&self) -> Vec<String> {
+        self.csi.in_use()
+    }
+
     async fn version(&self) -> Result<String, String> {
         let version = self.runtime.version().await.map_err(|error| error.to_string())?;
         Ok(format!("{}://{}", version.runtime_name, version.runtime_version))
@@ -315,6 +326,11 @@ impl RuntimeFacts for Facts {
             disk: conditions.contains(&Condition::Disk),
             pid: conditions.contains(&Condition::Pid),
         }
+    }
+
+    fn devices(&self) -> bosun_kubelet_node::facts::Devices {
+        let Capacity { capacity, allocatable, removed } = self.devices.capacity();
+        bosun_kubelet_node::facts::Devices { capacity, allocatable, removed }
     }
 
     fn errors(&self) -> Vec<String> {

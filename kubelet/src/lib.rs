@@ -6,16 +6,19 @@
 //! cgroups ([`cgroups`]). What keeps the node itself going is in [`upkeep`].
 
 pub mod admission;
+pub mod alignment;
 pub mod api_status;
 pub mod cgroups;
+pub mod claims;
 pub mod config;
 pub mod context;
-pub mod credentials;
 pub mod cri;
 pub mod dial;
+pub mod handler;
 pub mod health;
 pub mod host;
 pub mod images;
+pub mod kernel;
 mod limiting;
 pub mod make;
 pub mod manager;
@@ -23,14 +26,19 @@ pub mod metrics;
 pub mod objects;
 pub mod observe;
 pub mod options;
+pub mod plugins;
 pub mod pod;
+mod pod_network;
 pub mod probes;
 pub mod report;
 mod run;
 pub mod sources;
 pub mod startup;
+pub mod sysctls;
+pub mod systemd;
 pub mod upkeep;
 mod usage;
+pub mod userns;
 pub mod volumes;
 pub mod worker;
 

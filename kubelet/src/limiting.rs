@@ -130,7 +130,11 @@ pub(crate) fn reservations(config: &KubeletConfiguration) -> Result<Reservations
 
 /// Who makes cgroups: whoever the runtime says, and for a runtime that does not say (before containerd 2), whoever is
 /// configured.
-pub(crate) async fn driver(runtime: &dyn Runtime, config: &KubeletConfiguration, ask: bool) -> Result<Driver> {
+pub(crate) async fn driver(
+    runtime: &dyn Runtime,
+    config: &KubeletConfiguration,
+    ask: bool,
+) -> crate::cri::Result<Driver> {
     let configured = || if config.cgroup_driver == "systemd" { Driver::Systemd } else { Driver::Cgroupfs };
     if !ask {
         return Ok(configured());
@@ -138,7 +142,7 @@ pub(crate) async fn driver(runtime: &dyn Runtime, config: &KubeletConfiguration,
     let told = match runtime.runtime_config().await {
         Ok(answer) => answer.linux.map(|linux| linux.cgroup_driver()),
         Err(error) if error.kind == CriErrorKind::Unimplemented => None,
-        Err(error) => bail!("failed to get the cgroup driver from the container runtime: {error}"),
+        Err(error) => return Err(error),
     };
     let driver = match told {
         Some(cri::CgroupDriver::Systemd) => Driver::Systemd,

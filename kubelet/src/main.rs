@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use bosun_kit::flags::go_args;
 use bosun_kit::logs::LogArgs;
 use bosun_kit::program;
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 /// Makes the pods of this node run.
 #[derive(Parser)]
@@ -18,6 +19,16 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse_from(go_args(std::env::args_os()));
+    let matches = Args::command().get_matches_from(go_args(std::env::args_os()));
+    let mut args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let given = |flag: &str| matches.value_source(flag) == Some(ValueSource::CommandLine);
+    // What is wrong with the configuration is said once there is a log to say it in.
+    let logging = args.options.configuration().map(|config| config.logging).unwrap_or_default();
+    if !given("logging_format") && !logging.format.is_empty() {
+        args.logs.logging_format = logging.format;
+    }
+    if !given("verbosity") && logging.verbosity > 0 {
+        args.logs.verbosity = u8::try_from(logging.verbosity).unwrap_or(u8::MAX);
+    }
     program::run(&args.logs, |cancel| args.options.run(cancel))
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bosun_kit::events::EventType;
 use bosun_kit::informer::{Delta, Informer};
+use bosun_kubelet_alignment::Refusal as Refused;
 use bosun_kubelet_upkeep::preemption;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -45,6 +46,13 @@ pub struct Inputs {
 /// Shared view of what the node offers; its labels come and go.
 pub type SharedOffer = Arc<Mutex<Offer>>;
 
+/// Where static pods come from. Of two with one UID the first one's counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    Files,
+    Url,
+}
+
 /// What becomes of a pod that arrives.
 enum Judgement {
     Admit,
@@ -61,10 +69,19 @@ pub struct Manager {
     /// What the runtime holds of pods that have no worker (yet).
     unclaimed: HashMap<String, (Owner, PodRecord)>,
     statics: BTreeMap<String, Arc<Pod>>,
+    /// What each source of static pods said last; none if it has not spoken yet.
+    said: BTreeMap<Source, Option<BTreeMap<String, Arc<Pod>>>>,
+    urls: Option<mpsc::UnboundedReceiver<BTreeMap<String, Arc<Pod>>>>,
     /// Static pods whose predecessor of the same name must end first.
     queued: BTreeMap<String, Arc<Pod>>,
     /// Critical pods that wait until others have made room, and whether they are static.
     held: BTreeMap<String, (Arc<Pod>, bool)>,
+    /// Those of them that the node's managers are giving what they are entitled to; what these ask for is taken.
+    aligning: BTreeSet<String>,
+    /// Those of them that wait until all sources have spoken, so that what runs, and what is gone, is known before.
+    unaligned: BTreeSet<String>,
+    aligned_to: mpsc::UnboundedSender<(String, Result<(), Refused>)>,
+    aligned: mpsc::UnboundedReceiver<(String, Result<(), Refused>)>,
     again_to: mpsc::UnboundedSender<String>,
     again: mpsc::UnboundedReceiver<String>,
     mirrors: HashMap<(String, String), Arc<Pod>>,
@@ -86,8 +103,13 @@ impl Manager {
         cancel: CancellationToken,
     ) -> Self {
         let (again_to, again) = mpsc::unbounded_channel();
+        let (aligned_to, aligned) = mpsc::unbounded_channel();
         Self {
             held: BTreeMap::new(),
+            aligning: BTreeSet::new(),
+            unaligned: BTreeSet::new(),
+            aligned_to,
+            aligned,
             again_to,
             again,
             context,
@@ -95,6 +117,8 @@ impl Manager {
             offer,
             unclaimed: HashMap::new(),
             statics: BTreeMap::new(),
+            said: BTreeMap::new(),
+            urls: None,
             queued: BTreeMap::new(),
             mirrors: HashMap::new(),
             deferred: BTreeMap::new(),
@@ -105,13 +129,21 @@ impl Manager {
         }
     }
 
+    /// With static pods from a URL too: all of them, whenever they changed.
+    pub fn also_from_url(mut self, pods: Option<mpsc::UnboundedReceiver<BTreeMap<String, Arc<Pod>>>>) -> Self {
+        self.urls = pods;
+        self
+    }
+
     /// Works until cancelled. The runtime must have been listed once, so that what runs is adopted and not started anew.
     pub async fn run(mut self, mut inputs: Inputs, mut ended: mpsc::UnboundedReceiver<String>) {
         while let Ok(news) = inputs.news.try_recv() {
             self.observe(news);
         }
         self.api_known = inputs.api.is_none();
-        self.statics_known = inputs.statics.is_none();
+        let sources = [(Source::Files, inputs.statics.is_some()), (Source::Url, self.urls.is_some())];
+        self.said = sources.into_iter().filter(|(_, there)| *there).map(|(source, _)| (source, None)).collect();
+        self.statics_known = self.said.is_empty();
         let informer = inputs.api.clone();
         let mut deltas = inputs.api.as_ref().map(Informer::subscribe);
         let mut synced = std::pin::pin!(async move {
@@ -126,12 +158,14 @@ impl Manager {
                 biased;
                 () = self.cancel.cancelled() => return,
                 Some(delta) = next(&mut deltas) => self.api_delta(delta),
-                Some(statics) = next(&mut inputs.statics) => self.static_pods(statics),
+                Some(statics) = next(&mut inputs.statics) => self.static_pods(Source::Files, statics),
+                Some(statics) = next(&mut self.urls) => self.static_pods(Source::Url, statics),
                 Some(news) = inputs.news.recv() => self.observe(news),
                 Some(uid) = ended.recv() => self.ended(&uid),
                 Some(uid) = self.again.recv() => if let Some((pod, is_static)) = self.held.remove(&uid) {
                     self.add(pod, is_static);
                 },
+                Some((uid, answer)) = self.aligned.recv() => self.aligned(&uid, answer),
                 Some(change) = next_change(&mut inputs.changes) => self.objects_changed(&change, &inputs.changes),
                 () = &mut synced, if !self.api_known => {
                     // What the first list held is in the queue before this.
@@ -170,6 +204,11 @@ impl Manager {
             }
             (None, true) => drop(self.held.remove(spec::uid(&pod))),
             (None, false) => match self.held.get_mut(spec::uid(&pod)) {
+                // One that is to go already waits for nothing.
+                Some(_) if pod.metadata.deletion_timestamp.is_some() => {
+                    self.held.remove(spec::uid(&pod));
+                    self.add(pod, false);
+                }
                 Some((held, _)) => *held = pod,
                 None => self.add(pod, false),
             },
@@ -205,7 +244,12 @@ impl Manager {
         });
     }
 
-    fn static_pods(&mut self, new: BTreeMap<String, Arc<Pod>>) {
+    fn static_pods(&mut self, source: Source, said: BTreeMap<String, Arc<Pod>>) {
+        self.said.insert(source, Some(said));
+        let mut new = BTreeMap::new();
+        for (uid, pod) in self.said.values().flatten().flatten() {
+            new.entry(uid.clone()).or_insert_with(|| pod.clone());
+        }
         let old = std::mem::replace(&mut self.statics, new);
         for uid in old.keys().filter(|uid| !self.statics.contains_key(*uid)) {
             self.queued.remove(uid);
@@ -223,6 +267,10 @@ impl Manager {
             } else {
                 self.add(pod, true);
             }
+        }
+        // A source that has not spoken yet may know what nobody else does.
+        if !self.said.values().all(Option::is_some) {
+            return;
         }
         if !self.statics_known {
             self.statics_known = true;
@@ -253,19 +301,83 @@ impl Manager {
         let runtime = self.unclaimed.remove(&uid).map(|(_, record)| record).unwrap_or_default();
         // What runs was let in once; a restart of the kubelet does not judge it again.
         let adopted = !runtime.is_empty() || bosun_api::pod::is_terminal(&pod);
+        if adopted && !bosun_api::pod::is_terminal(&pod) {
+            self.context.alignment.adopt(&pod);
+        }
         let judgement = match adopted || pod.metadata.deletion_timestamp.is_some() {
             true => Judgement::Admit,
             false => self.judge(&pod),
         };
         let rejected = match judgement {
+            Judgement::Admit if !adopted && self.is_to_align(&pod) => return self.align(pod, is_static),
             Judgement::Admit => None,
             Judgement::MakeRoom(victims) => return self.make_room(pod, is_static, victims),
-            Judgement::Refuse((reason, message)) => {
-                self.context.report.pod(&pod, EventType::Warning, &reason, message.clone());
-                Some((reason, format!("Pod was rejected: {message}")))
-            }
+            Judgement::Refuse(refusal) => Some(self.refuse(&pod, refusal)),
         };
-        self.start(pod.clone(), Start { runtime, rejected, orphan: false, is_static });
+        self.begin(pod, Start { runtime, rejected, orphan: false, is_static });
+    }
+
+    /// Tells of a refusal; what the pod's status says of it.
+    fn refuse(&self, pod: &Pod, (reason, message): Refusal) -> Refusal {
+        self.context.report.pod(pod, EventType::Warning, &reason, message.clone());
+        (reason, format!("Pod was rejected: {message}"))
+    }
+
+    fn is_to_align(&self, pod: &Pod) -> bool {
+        pod.metadata.deletion_timestamp.is_none() && self.context.alignment.concerns(pod)
+    }
+
+    /// Has the node's managers give the pod what it is entitled to, which may take as long as a device plugin does.
+    fn align(&mut self, pod: Arc<Pod>, is_static: bool) {
+        let uid = spec::uid(&pod).to_owned();
+        self.held.insert(uid.clone(), (pod, is_static));
+        self.aligning.insert(uid.clone());
+        self.unaligned.insert(uid);
+        if self.api_known && self.statics_known {
+            self.align_waiting();
+        }
+    }
+
+    fn align_waiting(&mut self) {
+        self.give_back_unknown();
+        for uid in std::mem::take(&mut self.unaligned) {
+            let Some((pod, _)) = self.held.get(&uid).cloned() else {
+                self.aligning.remove(&uid);
+                continue;
+            };
+            let (context, answer_to) = (self.context.clone(), self.aligned_to.clone());
+            tokio::spawn(async move {
+                let answer = context.alignment.admit(&pod, &context.report).await;
+                let _ = answer_to.send((uid, answer));
+            });
+        }
+    }
+
+    /// Takes back what pods had that are no more.
+    fn give_back_unknown(&self) {
+        if self.api_known && self.statics_known {
+            let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+            let known =
+                |uid: &str| pods.contains_key(uid) || self.unclaimed.contains_key(uid) || self.held.contains_key(uid);
+            self.context.alignment.retain(known);
+        }
+    }
+
+    fn aligned(&mut self, uid: &str, answer: Result<(), Refused>) {
+        self.aligning.remove(uid);
+        let Some((pod, is_static)) = self.held.remove(uid) else {
+            // Gone meanwhile, or it goes.
+            return self.context.alignment.release(uid);
+        };
+        let refusal = answer.err().map(|refused| (refused.reason.to_owned(), refused.message));
+        let rejected = refusal.map(|refusal| self.refuse(&pod, refusal));
+        self.begin(pod, Start { rejected, is_static, ..Start::default() });
+    }
+
+    /// Gives the pod a worker; what it asks for beyond what it was granted is judged at once.
+    fn begin(&mut self, pod: Arc<Pod>, start: Start) {
+        let is_static = start.is_static;
+        self.start(pod.clone(), start);
         if let (Some(handle), false) = (self.handle(spec::uid(&pod)), is_static) {
             self.judge_resize(&pod, &handle);
         }
@@ -282,7 +394,10 @@ impl Manager {
         let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
         let answer = {
             let offer = self.offer.lock().unwrap_or_else(PoisonError::into_inner);
-            resize::judge(pod, &others, &offer)
+            match self.context.alignment.forbids_resize(pod, &handle.pod()) {
+                Some(message) => Answer::Infeasible(message),
+                None => resize::judge(pod, &others, &offer),
+            }
         };
         if let Answer::Deferred(_) = &answer {
             self.deferred.insert(uid.to_owned(), pod.clone());
@@ -307,14 +422,17 @@ impl Manager {
     /// The other pods that hold resources, with what was granted to them.
     fn others(&self, uid: &str) -> Vec<Arc<Pod>> {
         let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        let aligning = self.held.iter().filter(|(other, _)| self.aligning.contains(*other) && *other != uid);
         let others = pods.iter().filter(|(other, _)| *other != uid).map(|(_, handle)| handle.pod());
+        let others = others.chain(aligning.map(|(_, (pod, _))| pod.clone()));
         others.filter(|pod| !bosun_api::pod::is_terminal(pod)).collect()
     }
 
     fn judge(&self, pod: &Pod) -> Judgement {
         let others = self.others(spec::uid(pod));
         let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
-        let offer = self.offer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut offer = self.offer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.context.alignment.overlay(&mut offer.allocatable);
         let Err(refusal) = admit(pod, &others, &offer) else { return Judgement::Admit };
         let Some(missing) = room_to_make(pod, &others, &offer) else { return Judgement::Refuse(refusal) };
         match preemption::plan(pod, &others, &missing) {
@@ -385,6 +503,7 @@ impl Manager {
                 self.drop_mirror(mirror, false);
             }
         }
+        self.align_waiting();
         let orphans: Vec<(Owner, PodRecord)> = self.unclaimed.drain().map(|(_, known)| known).collect();
         for (owner, runtime) in orphans {
             self.end_orphan(&owner, runtime);
@@ -476,6 +595,8 @@ impl Manager {
     /// Removes folders and cgroups of pods that nobody knows, and asks again for resizes that had to wait.
     async fn sweep(&mut self) {
         self.judge_deferred();
+        // A source that does not speak keeps nobody waiting for ever.
+        self.align_waiting();
         if !(self.api_known && self.statics_known) {
             return;
         }
@@ -483,13 +604,17 @@ impl Manager {
             self.pods.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
         let unknown =
             |uid: &str| !known.contains(uid) && !self.unclaimed.contains_key(uid) && !self.queued.contains_key(uid);
+        if let Some(claims) = self.context.claims.clone() {
+            let there = known.iter().chain(self.unclaimed.keys()).chain(self.queued.keys()).chain(self.held.keys());
+            let active: BTreeSet<String> = there.cloned().collect();
+            // Drivers take their time, and nobody waits for them here.
+            tokio::spawn(async move { claims.reconcile(&active).await });
+        }
         let node = &self.context.node;
         for entry in std::fs::read_dir(node.pods_dir()).into_iter().flatten().flatten() {
             let uid = entry.file_name().to_string_lossy().into_owned();
-            if unknown(&uid)
-                && let Err(error) = crate::volumes::tear_down(node, &uid).await
-            {
-                tracing::warn!(uid, %error, "the folder of a pod that is gone was not removed");
+            if unknown(&uid) {
+                self.context.csi.end_unknown(node, uid);
             }
         }
         for entry in std::fs::read_dir(&node.pod_logs_dir).into_iter().flatten().flatten() {

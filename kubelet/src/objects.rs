@@ -8,9 +8,11 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest as ApiTokenRequest, TokenRequestSpec};
+use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::{ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
@@ -52,58 +54,62 @@ pub struct Token {
     pub expires: Timestamp,
 }
 
-/// Where objects that pods refer to come from. Errors are texts that go into events.
+/// Where objects that pods refer to come from. Errors are texts that go into events. What a source does not have, it says
+/// by what is written here: there is no API server.
 #[async_trait]
 pub trait Objects: Send + Sync + 'static {
     /// A configMap; none if it is not there.
-    async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, String>;
+    async fn config_map(&self, _namespace: &str, name: &str) -> Result<Option<ConfigMap>, String> {
+        standalone("configmap", name)
+    }
     /// A secret; none if it is not there.
-    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, String>;
+    async fn secret(&self, _namespace: &str, name: &str) -> Result<Option<Secret>, String> {
+        standalone("secret", name)
+    }
+    /// A service account; none if it is not there.
+    async fn service_account(&self, _namespace: &str, name: &str) -> Result<Option<ServiceAccount>, String> {
+        standalone("serviceaccount", name)
+    }
     /// A claim; none if it is not there.
-    async fn claim(&self, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, String>;
+    async fn claim(&self, _namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, String> {
+        standalone("persistentvolumeclaim", name)
+    }
     /// A persistent volume; none if it is not there.
-    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String>;
+    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String> {
+        standalone("persistentvolume", name)
+    }
+    /// A bundle of trusted certificates; none if it is not there.
+    async fn trust_bundle(&self, name: &str) -> Result<Option<ClusterTrustBundle>, String> {
+        standalone("clustertrustbundle", name)
+    }
+    /// All bundles of a signer.
+    async fn trust_bundles(&self, signer: &str) -> Result<Vec<ClusterTrustBundle>, String> {
+        standalone("clustertrustbundles of signer", signer)
+    }
+    /// A runtime class; none if it is not there.
+    async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, String> {
+        standalone("runtimeclass", name)
+    }
     /// Services of the namespace and `kubernetes` of `default`.
-    async fn services(&self, namespace: &str) -> Result<Vec<Service>, String>;
+    async fn services(&self, _namespace: &str) -> Result<Vec<Service>, String> {
+        Ok(Vec::new())
+    }
     /// A token for a pod's service account.
-    async fn token(&self, request: &TokenRequest) -> Result<Token, String>;
+    async fn token(&self, request: &TokenRequest) -> Result<Token, String> {
+        standalone("token of service account", &request.service_account)
+    }
     /// Begins (or, with none, ends) to watch what the pod's volumes show; changes are told by the pod's UID.
-    fn follow(&self, uid: &str, pod: Option<&Pod>);
+    fn follow(&self, _uid: &str, _pod: Option<&Pod>) {}
+}
+
+fn standalone<T>(what: &str, name: &str) -> Result<T, String> {
+    Err(format!("{what} {name:?}: this kubelet runs without an API server"))
 }
 
 /// No API server: static pods that refer to objects fail with a clear error.
 pub struct NoObjects;
 
-const STANDALONE: &str = "this kubelet runs without an API server";
-
-#[async_trait]
-impl Objects for NoObjects {
-    async fn config_map(&self, _namespace: &str, name: &str) -> Result<Option<ConfigMap>, String> {
-        Err(format!("configmap {name:?}: {STANDALONE}"))
-    }
-
-    async fn secret(&self, _namespace: &str, name: &str) -> Result<Option<Secret>, String> {
-        Err(format!("secret {name:?}: {STANDALONE}"))
-    }
-
-    async fn claim(&self, _namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, String> {
-        Err(format!("persistentvolumeclaim {name:?}: {STANDALONE}"))
-    }
-
-    async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String> {
-        Err(format!("persistentvolume {name:?}: {STANDALONE}"))
-    }
-
-    async fn services(&self, _namespace: &str) -> Result<Vec<Service>, String> {
-        Ok(Vec::new())
-    }
-
-    async fn token(&self, request: &TokenRequest) -> Result<Token, String> {
-        Err(format!("token of service account {:?}: {STANDALONE}", request.service_account))
-    }
-
-    fn follow(&self, _uid: &str, _pod: Option<&Pod>) {}
-}
+impl Objects for NoObjects {}
 
 /// Objects from the API server: fetched when a pod needs them, and watched as long as a volume shows them.
 pub struct ApiObjects {
@@ -208,6 +214,11 @@ impl Objects for ApiObjects {
         get("secret", api.get_opt(name)).await
     }
 
+    async fn service_account(&self, namespace: &str, name: &str) -> Result<Option<ServiceAccount>, String> {
+        let api = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
+        get("serviceaccount", api.get_opt(name)).await
+    }
+
     async fn claim(&self, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, String> {
         let api = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);
         get("persistentvolumeclaim", api.get_opt(name)).await
@@ -216,6 +227,21 @@ impl Objects for ApiObjects {
     async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String> {
         let api = Api::<PersistentVolume>::all(self.client.clone());
         get("persistentvolume", api.get_opt(name)).await
+    }
+
+    async fn trust_bundle(&self, name: &str) -> Result<Option<ClusterTrustBundle>, String> {
+        get("clustertrustbundle", Api::<ClusterTrustBundle>::all(self.client.clone()).get_opt(name)).await
+    }
+
+    async fn trust_bundles(&self, signer: &str) -> Result<Vec<ClusterTrustBundle>, String> {
+        let api = Api::<ClusterTrustBundle>::all(self.client.clone());
+        let params = ListParams::default().fields(&format!("spec.signerName={signer}"));
+        let list = async { api.list(&params).await.map(|list| Some(list.items)) };
+        Ok(get("clustertrustbundles", list).await?.unwrap_or_default())
+    }
+
+    async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, String> {
+        get("runtimeclass", Api::<RuntimeClass>::all(self.client.clone()).get_opt(name)).await
     }
 
     async fn services(&self, namespace: &str) -> Result<Vec<Service>, String> {
@@ -337,5 +363,6 @@ pub async fn for_env(
         config_maps: config_maps.into_iter().zip(maps).collect(),
         secrets: secrets.into_iter().zip(secret_list).collect(),
         services,
+        files: Default::default(),
     })
 }

@@ -30,6 +30,14 @@ use crate::pod::record::{ContainerRecord, SandboxRecord, State};
 const REPAIR_WITH_EVENTS: Duration = Duration::from_secs(30);
 /// How often without them.
 const REPAIR_WITHOUT_EVENTS: Duration = Duration::from_secs(5);
+/// How long the runtime has to tell of one pod at the start, when nothing is begun before it is known what runs; and
+/// later.
+const FIRST_LOOK: Duration = Duration::from_secs(30);
+const LATER_LOOK: Duration = Duration::from_secs(60);
+/// When what it did not tell is asked again.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How many pods are asked about at the same time.
+const LOOKS: usize = 16;
 /// A termination message is cut here.
 const MAX_MESSAGE: u64 = 4096;
 /// How much of a log's end stands in for one.
@@ -73,11 +81,45 @@ pub struct Observer {
     news: mpsc::UnboundedSender<News>,
     /// What the last news of each id said, so that a listing asks only about what differs.
     known: Mutex<HashMap<String, u8>>,
+    /// What is being asked about because a listing showed it.
+    looking: Mutex<HashSet<String>>,
     streaming: AtomicBool,
     relist: Notify,
     /// When the runtime last answered a listing.
     listed: Mutex<Instant>,
     relists: Relists,
+}
+
+/// A listing, and what in it is not known yet.
+struct Survey {
+    since: Instant,
+    ids: Arc<HashSet<String>>,
+    news: Vec<Look>,
+}
+
+/// Something to ask about: a container, or (without one) a sandbox.
+struct Look {
+    owner: Owner,
+    sandbox: String,
+    container: Option<String>,
+}
+
+impl Look {
+    fn id(&self) -> &str {
+        self.container.as_deref().unwrap_or(&self.sandbox)
+    }
+}
+
+/// Something is being asked about.
+struct Looking<'a> {
+    observer: &'a Observer,
+    id: &'a str,
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.observer.looking.lock().unwrap_or_else(PoisonError::into_inner).remove(self.id);
+    }
 }
 
 const SANDBOX_READY: u8 = 10;
@@ -95,6 +137,7 @@ impl Observer {
             node,
             news,
             known: Mutex::default(),
+            looking: Mutex::default(),
             streaming: AtomicBool::new(false),
             relist: Notify::new(),
             listed: Mutex::new(Instant::now()),
@@ -150,43 +193,104 @@ impl Observer {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(id) == Some(&state)
     }
 
-    /// Lists everything once and tells what is new.
+    /// Lists everything once and tells what is new, so that at the start all that runs is known. One pod of which the
+    /// runtime does not tell for a while is left to a later listing.
     ///
     /// # Errors
     /// The runtime's; what was told so far stands.
     pub async fn list(&self) -> Result<()> {
+        let survey = self.survey().await?;
+        self.conclude(survey, FIRST_LOOK).await;
+        Ok(())
+    }
+
+    /// Takes back what is believed of these ids, and lists again soon: what the runtime really holds is told anew.
+    pub fn doubt<'a>(&self, ids: impl IntoIterator<Item = &'a str>) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in ids {
+            known.remove(id);
+        }
+        drop(known);
+        self.relist.notify_one();
+    }
+
+    async fn survey(&self) -> Result<Survey> {
         let since = Instant::now();
         let (sandboxes, containers) =
             futures::try_join!(self.runtime.list_sandboxes(), self.runtime.list_containers(None))?;
+        // The runtime has answered. How long it takes to tell of one pod says nothing about its health.
+        let before =
+            std::mem::replace(&mut *self.listed.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        self.relists.listed(since.elapsed(), before.elapsed());
         let mut ids = HashSet::with_capacity(sandboxes.len() + containers.len());
-        let mut owners = HashMap::with_capacity(sandboxes.len());
+        let mut news = Vec::new();
         for sandbox in &sandboxes {
             ids.insert(sandbox.id.clone());
             let Some(owner) = Owner::from_labels(&sandbox.labels) else { continue };
             let ready = sandbox.state() == cri::PodSandboxState::SandboxReady;
-            if !self.knows(&sandbox.id, if ready { SANDBOX_READY } else { SANDBOX_DOWN })
-                && let Ok(record) = self.sandbox(&sandbox.id).await
-            {
-                self.tell(News::Sandbox(owner.clone(), record));
+            if !self.knows(&sandbox.id, if ready { SANDBOX_READY } else { SANDBOX_DOWN }) {
+                news.push(Look { owner, sandbox: sandbox.id.clone(), container: None });
             }
-            owners.insert(sandbox.id.as_str(), owner);
         }
-        for container in &containers {
+        for container in containers {
             ids.insert(container.id.clone());
             let Some(owner) = Owner::from_labels(&container.labels) else { continue };
             let state = State::from(container.state());
-            if !self.knows(&container.id, code(state))
-                && let Ok(record) = self.container(&container.id, &container.pod_sandbox_id).await
-            {
-                self.tell(News::Container(owner, Box::new(record)));
+            if !self.knows(&container.id, code(state)) {
+                news.push(Look { owner, sandbox: container.pod_sandbox_id, container: Some(container.id) });
             }
         }
         self.known.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| ids.contains(id));
-        let before =
-            std::mem::replace(&mut *self.listed.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
-        self.relists.listed(since.elapsed(), before.elapsed());
-        self.tell(News::Listed(since, Arc::new(ids)));
-        Ok(())
+        Ok(Survey { since, ids: Arc::new(ids), news })
+    }
+
+    /// Tells of a listing, then asks about what is new in it, each pod for itself, and tells that.
+    async fn conclude(&self, survey: Survey, patience: Duration) {
+        let Survey { since, ids, news } = survey;
+        self.tell(News::Listed(since, ids.clone()));
+        if news.is_empty() {
+            return;
+        }
+        let looks = futures::stream::iter(news).map(|look| async move {
+            let Some(_looking) = self.begin(look.id()) else { return true };
+            tokio::time::timeout(patience, self.look(&look)).await.is_ok_and(|told| told)
+        });
+        let told: Vec<bool> = looks.buffer_unordered(LOOKS).collect().await;
+        // Again, since what nobody owns is acted on when it is listed.
+        self.tell(News::Listed(since, ids));
+        if told.contains(&false) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            self.relist.notify_one();
+        }
+    }
+
+    /// Marks something as being asked about until the returned value ends; none if it is already.
+    fn begin<'a>(&'a self, id: &'a str) -> Option<Looking<'a>> {
+        let mut looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not `then_some`: a mark made in vain would be taken away at once, under the lock.
+        looking.insert(id.to_owned()).then(|| Looking { observer: self, id })
+    }
+
+    /// Asks about one thing and tells of it; false if the runtime does not say.
+    async fn look(&self, look: &Look) -> bool {
+        let Look { owner, sandbox, container } = look;
+        let told = match container {
+            None => self.sandbox(sandbox).await.map(|record| News::Sandbox(owner.clone(), record)),
+            Some(id) => {
+                let record = self.container(id, sandbox).await;
+                record.map(|record| News::Container(owner.clone(), Box::new(record)))
+            }
+        };
+        match told {
+            Ok(news) => self.tell(news),
+            // It went meanwhile: the next listing does not have it.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => {
+                tracing::warn!(pod = owner.name, namespace = owner.namespace, %error, "the runtime was not heard of a pod");
+                return false;
+            }
+        }
+        true
     }
 
     fn tell(&self, news: News) {
@@ -208,8 +312,13 @@ impl Observer {
                 () = self.relist.notified() => tokio::time::sleep(Duration::from_millis(50)).await,
                 () = cancel.cancelled() => return,
             }
-            if let Err(error) = self.list().await {
-                tracing::warn!(%error, "the container runtime was not listed");
+            match self.survey().await {
+                Ok(survey) => {
+                    let observer = self.clone();
+                    // Beside the next listing: a pod of which the runtime does not tell holds up no other.
+                    tokio::spawn(async move { observer.conclude(survey, LATER_LOOK).await });
+                }
+                Err(error) => tracing::warn!(%error, "the container runtime was not listed"),
             }
         }
     }
@@ -384,4 +493,21 @@ fn log_tail(path: &Path) -> Option<String> {
     let kept = lines[lines.len().saturating_sub(MAX_LOG_LINES)..].join("\n");
     let cut = kept.char_indices().find(|(at, _)| kept.len() - at <= MAX_LOG_TAIL as usize).map_or(0, |(at, _)| at);
     Some(kept[cut..].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cri::fake::FakeRuntime;
+
+    #[test]
+    fn a_pod_is_asked_about_once_at_a_time() {
+        let node = Arc::new(crate::make::tests::node());
+        let observer = Observer::new(Arc::new(FakeRuntime::new()), node, mpsc::unbounded_channel().0);
+        let first = observer.begin("a").unwrap();
+        assert!(observer.begin("a").is_none());
+        assert!(observer.begin("b").is_some());
+        drop(first);
+        assert!(observer.begin("a").is_some());
+    }
 }

@@ -41,6 +41,9 @@ pub struct Options {
     /// Where those programs are.
     #[arg(long, value_name = "DIR", requires = "image_credential_provider_config", help_heading = "Configuration")]
     pub image_credential_provider_bin_dir: Option<PathBuf>,
+    /// Leave the kernel's settings that stock sets (vm.overcommit_memory, kernel.panic, ...) as they are.
+    #[arg(long, help_heading = "Node")]
+    pub leave_kernel_defaults: bool,
     /// Labels to register with, as key=value,key=value.
     #[arg(long, default_value = "", help_heading = "Node")]
     pub node_labels: String,
@@ -57,6 +60,9 @@ pub struct Options {
     /// Folder of static pods.
     #[arg(long, help_heading = "Also in the configuration file")]
     pub pod_manifest_path: Option<String>,
+    /// A URL of static pods.
+    #[arg(long, help_heading = "Also in the configuration file")]
+    pub manifest_url: Option<String>,
     /// Address of the server.
     #[arg(long, help_heading = "Also in the configuration file")]
     pub address: Option<String>,
@@ -160,6 +166,8 @@ impl Options {
             ("hostname-override", self.hostname_override.clone()),
             ("image-service-endpoint", self.image_service_endpoint.clone()),
             ("kubeconfig", path(&self.kubeconfig)),
+            ("leave-kernel-defaults", Some(self.leave_kernel_defaults.to_string())),
+            ("manifest-url", self.manifest_url.clone()),
             ("max-pods", number(self.max_pods)),
             ("node-ip", Some(ips.join(","))),
             ("node-labels", Some(self.node_labels.clone())),
@@ -195,6 +203,7 @@ impl Options {
         set(&mut config.container_runtime_endpoint, &self.container_runtime_endpoint);
         set(&mut config.image_service_endpoint, &self.image_service_endpoint);
         set(&mut config.static_pod_path, &self.pod_manifest_path);
+        set(&mut config.static_pod_url, &self.manifest_url);
         set(&mut config.address, &self.address);
         set(&mut config.authentication.x509.client_ca_file, &self.client_ca_file);
         set(&mut config.authorization.mode, &self.authorization_mode);

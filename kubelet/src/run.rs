@@ -1,40 +1,54 @@
 //! Putting the parts together: the runtime, the API server if there is one, the sources, the manager, the server.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use bosun_api::pod::Resources;
+use bosun_kit::backoff::Backoff;
 use bosun_kit::events::Recorder;
 use bosun_kit::gates::FeatureGates;
+use bosun_kit::health::Checks;
 use bosun_kit::informer::Informer;
 use bosun_kit::metrics::Metrics;
+use bosun_kit::rate::Limit;
 use bosun_kit::tls::ReloadingClientCa;
 use bosun_kubelet_cgroup::{Driver, Layout};
+use bosun_kubelet_dra::KubeApi;
 use bosun_kubelet_node::identity::{IdentityConfig, establish};
 use bosun_kubelet_node::machine::MachineReader;
 use bosun_kubelet_node::serving::{self, RequestedCert};
 use bosun_kubelet_node::{NodeAgent, NodeConfig, NodeHandle, address};
+use bosun_kubelet_plugins::{DRA_PLUGIN, Handler};
 use bosun_kubelet_server::auth::{ApiReviewer, Auth, AuthConfig, AuthorizationMode, Reviewer};
 use bosun_kubelet_server::{KubeletServer, ServerConfig, serve_health};
+use bosun_kubelet_trace::Tracing;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::server::ResolvesServerCert;
 use rustls::server::danger::ClientCertVerifier;
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Offer;
+use crate::alignment::plugins::DevicePlugins;
+use crate::alignment::{self, Alignment};
 use crate::cgroups::Cgroups;
 use crate::config::KubeletConfiguration;
 use crate::context::Context;
-use crate::credentials::Providers;
-use crate::cri::{GrpcRuntime, MeteredRuntime, Runtime};
+use crate::cri::{CriErrorKind, GrpcRuntime, MeteredRuntime, Runtime};
 use crate::host::{Facts, Host};
 use crate::images::Images;
+use crate::images::providers::Providers;
+use crate::images::pulled::{Records, Verification};
+use crate::kernel::{Kernel, Policy};
 use crate::limiting;
 use crate::make::Node;
 use crate::manager::{Inputs, Manager, Pods, SharedOffer};
@@ -42,12 +56,20 @@ use crate::metrics;
 use crate::objects::{ApiObjects, NoObjects, Objects};
 use crate::observe::Observer;
 use crate::options::Options;
+use crate::plugins;
+use crate::pod_network;
 use crate::report::Report;
 use crate::sources;
 use crate::startup;
+use crate::sysctls::Allowlist;
+use crate::systemd;
 use crate::upkeep::{self, Upkeep};
+use crate::userns::{self, Ids, UserNamespaces};
+use crate::volumes::csi::CsiVolumes;
+use crate::volumes::measured;
+use crate::worker::Workers;
 
-/// How long a container runtime that does not answer yet is waited for.
+/// How long a container runtime that does not answer yet is waited for, from one answer to the next.
 const RUNTIME_PATIENCE: Duration = Duration::from_secs(20);
 
 impl Options {
@@ -80,13 +102,18 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let ips = address::node_ips(&options.node_ip)?;
     let metrics = Metrics::new();
     let gates = config.gates().map_err(anyhow::Error::msg)?;
+    let watchdog = systemd::watchdog_timeout().map_err(anyhow::Error::msg)?;
+    prepare_kernel(&options, &config, &gates)?;
+    open_files(config.max_open_files);
     metrics::register_facts(&metrics, &name, &gates);
     metrics::register_certificates(&metrics, &options.cert_dir);
+    let tracing = start_tracing(&config, &name)?;
     let runtime = connect(&config, &cancel).await?;
     let runtime: Arc<dyn Runtime> = Arc::new(MeteredRuntime::new(runtime, &metrics));
-    let version = runtime.version().await?;
+    let version = patiently("Version", &cancel, || runtime.version()).await?;
     tracing::info!(name = version.runtime_name, version = version.runtime_version, "container runtime");
-    let driver = limiting::driver(&*runtime, &config, gates.enabled("KubeletCgroupDriverFromCRI")).await?;
+    let ask = gates.enabled("KubeletCgroupDriverFromCRI");
+    let driver = patiently("RuntimeConfig", &cancel, || limiting::driver(&*runtime, &config, ask)).await?;
     let node = Arc::new(Node {
         systemd_cgroups: driver == Driver::Systemd,
         limits: limiting::settings(&config, &layout),
@@ -96,6 +123,8 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     bosun_kit::files::create_dir(&node.pods_dir(), 0o750)?;
     bosun_kit::files::create_dir(&node.pod_logs_dir, 0o755)?;
     bosun_kit::files::create_dir(&node.container_logs_dir, 0o755)?;
+    let of_memory = (node.memory_capacity, &upkeep.eviction_hard);
+    let alignment = Arc::new(Alignment::open(&config, &gates, &node.root_dir, of_memory)?);
     let cgroups = Cgroups::detect(driver);
     cgroups.register(&metrics);
     limiting::enter(&config, &cgroups)?;
@@ -105,15 +134,20 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let observer = Observer::new(runtime.clone(), node.clone(), news_to);
     observer.relists().register(&metrics);
     // What runs is known before any source speaks, so that it is adopted.
-    observer.list().await.context("list what the container runtime holds")?;
+    patiently("listing what it holds", &cancel, || observer.list()).await?;
 
     let client = join(&options, &config, &name, &cancel).await?;
     let client = client.map(|client| counted(client, &options, &metrics));
     let (probe_metrics, probes) = (Metrics::default(), metrics::Probes::default());
     probes.register(&probe_metrics);
+    let workers = Workers::default();
+    workers.register(&metrics);
     let (changes_to, changes) = mpsc::unbounded_channel();
     let recorder = match &client {
-        Some(client) => Recorder::new(client.clone(), "kubelet", Some(&name)),
+        Some(client) => {
+            let limit = Limit::new(config.event_record_qps, config.event_burst);
+            Recorder::limited(client.clone(), "kubelet", Some(&name), limit)
+        }
         None => Recorder::to_log(),
     };
     let mut parts = tokio::task::JoinSet::new();
@@ -125,40 +159,83 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         Some(objects) => objects.clone(),
         None => Arc::new(NoObjects),
     };
-    let images = Images::new(runtime.clone(), objects.clone(), report.clone(), config.parallel_pulls())
-        .with_providers(credential_providers(&options)?);
-    images.measured().register(&metrics);
+    let mut images = Images::new(runtime.clone(), objects.clone(), report.clone(), config.parallel_pulls())
+        .with_providers(credential_providers(&options)?)
+        .with_limit(Limit::new(config.registry_pull_qps, config.registry_burst));
+    if gates.enabled("KubeletEnsureSecretPulledImages") {
+        images = images.with_records(pull_records(&*runtime, &node, &config).await?);
+    }
+    images.register(&metrics);
+    let per_pod = config.user_namespaces.as_ref().and_then(|configured| configured.ids_per_pod);
+    let ids = userns::given().and_then(|given| Ids::new(per_pod, given, config.max_pods));
+    let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
+    let csi = CsiVolumes::new(&node, client.clone());
+    let claims = match client.as_ref().filter(|_| gates.enabled("DynamicResourceAllocation")) {
+        Some(client) => {
+            let api = Arc::new(KubeApi::new(client.clone(), &name));
+            Some(bosun_kubelet_dra::Manager::start(api, &node.root_dir, &metrics)?)
+        }
+        None => None,
+    };
+    // What registers by plugins_registry, by its type.
+    let mut plugins: Vec<(String, Arc<dyn Handler>)> = Vec::new();
+    plugins.extend(claims.iter().map(|claims| (DRA_PLUGIN.to_owned(), claims.drivers() as Arc<dyn Handler>)));
     let context = Arc::new(Context {
+        csi: csi.clone(),
         node: node.clone(),
+        claims,
+        user_namespaces,
         runtime: runtime.clone(),
         observer: observer.clone(),
         images,
         objects,
         report,
+        alignment,
         cgroups,
         client: client.clone(),
         runtime_name: version.runtime_name.clone(),
         probe_metrics: probes,
+        workers,
         max_restart_delay: config.max_restart_delay(),
     });
     let pods = Pods::default();
     metrics::register_pods(&metrics, pods.clone());
     let host = Arc::new(Host { context: context.clone(), pods: pods.clone(), configz: configz(&config) });
-    let offer: SharedOffer = Arc::new(Mutex::new(Offer { name: name.clone(), ..Offer::default() }));
+    let sysctls = Allowlist::with(&config.allowed_unsafe_sysctls).map_err(anyhow::Error::msg);
+    let sysctls = sysctls.context("allowedUnsafeSysctls")?;
+    let offer: SharedOffer =
+        Arc::new(Mutex::new(Offer { name: name.clone(), apparmor: has_apparmor(), sysctls, ..Offer::default() }));
     let (strain_to, strain) = watch::channel(upkeep::Strain::default());
-    let facts = Facts { runtime: runtime.clone(), observer: observer.clone(), strain: strain.clone() };
+    let facts = Facts {
+        runtime: runtime.clone(),
+        observer: observer.clone(),
+        strain: strain.clone(),
+        devices: context.alignment.devices.clone(),
+        csi: csi.clone(),
+    };
 
+    let mut agent_handle = None;
+    if client.is_none() && !config.pod_cidr.is_empty() {
+        parts.spawn(pod_network::announce(runtime.clone(), config.pod_cidr.clone(), cancel.clone()));
+    }
     if let Some(client) = &client {
         let mut of_node = node_config(&options, &config, &name, &ips)?;
         of_node.eviction_hard.clone_from(&upkeep.eviction_hard);
         let agent = NodeAgent::new(of_node, client.clone(), Arc::new(facts), recorder.clone())?;
         let handle = agent.handle();
+        agent_handle = Some(handle.clone());
         parts.spawn(tell_strain(handle.clone(), strain, cancel.clone()));
         parts.spawn(agent.run(cancel.clone()));
+        parts.spawn(pod_network::follow(runtime.clone(), handle.node(), cancel.clone()));
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
+    let poke = move || agent_handle.iter().for_each(NodeHandle::poke);
+    alignment::start(&context, &pods, &config, &metrics, poke.clone(), &mut parts, &cancel)?;
     let served = Served { host, metrics: metrics.clone(), probe_metrics, gates };
-    serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
+    let checks = serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
+    if let Some(timeout) = watchdog {
+        parts.spawn(systemd::feed_watchdog(timeout, checks, systemd::tell, cancel.clone()));
+    }
     parts.spawn(observer.run(cancel.clone()));
     let upkeep = Upkeep::new(context.clone(), pods.clone(), offer.clone(), recorder, upkeep, strain_to);
     upkeep.start(&mut parts, &cancel);
@@ -170,15 +247,60 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         let (pulls, metrics) = (context.images.measured().clone(), metrics.clone());
         parts.spawn(startup::follow(informer.clone(), pulls, metrics, cancel.clone()));
     }
+    plugins.push(csi.registrar());
+    plugins.push(DevicePlugins::registrar(context.alignment.devices.clone(), cancel.clone()));
+    plugins::start(&node, plugins, &mut parts, &cancel)?;
+    measured::register(&metrics, csi.clone(), pods.clone());
+    let period = config.volume_stats_agg_period.0;
+    parts.spawn(measured::keep(csi.clone(), node.clone(), pods.clone(), period, cancel.clone()));
+    if client.is_some() {
+        parts.spawn(csi.clone().tell_in_use(poke.clone(), cancel.clone()));
+        parts.spawn(plugins::keep_csi_node(csi, cancel.clone()));
+    }
     let statics = static_pods(&config, &name, &mut parts, &cancel);
     let inputs = Inputs { api: informer, statics, news, changes: api_objects.map(|objects| (changes, objects)) };
     let (ended_to, ended) = mpsc::unbounded_channel();
-    let manager = Manager::new(context, pods, offer, ended_to, cancel.clone());
+    let urls = url_pods(&config, &name, &mut parts, &cancel);
+    let manager = Manager::new(context, pods, offer, ended_to, cancel.clone()).also_from_url(urls);
     tracing::info!(node = name, standalone = client.is_none(), "kubelet started");
+    systemd::announce(NotifyState::Ready);
     manager.run(inputs, ended).await;
+    systemd::announce(NotifyState::Stopping);
     cancel.cancel();
     while parts.join_next().await.is_some() {}
+    if let Some(tracing) = tracing {
+        tracing.stop().await;
+    }
     Ok(())
+}
+
+/// The records of who may use which image, with what a killed kubelet left behind put right.
+async fn pull_records(runtime: &dyn Runtime, node: &Node, config: &KubeletConfiguration) -> Result<Arc<Records>> {
+    let listed = config.preloaded_images_verification_allowlist.as_slice();
+    let verification = Verification::of(&config.image_pull_credentials_verification_policy, listed);
+    let records = Records::open(&node.root_dir, verification)?;
+    let images = runtime.list_images().await.context("list the images of the container runtime")?;
+    records.recover(images.iter().map(|image| {
+        (image.id.as_str(), image.repo_tags.iter().chain(&image.repo_digests).map(String::as_str).collect())
+    }));
+    Ok(Arc::new(records))
+}
+
+/// Whether the kernel has AppArmor, and it is switched on.
+fn has_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
+}
+
+/// Begins to send spans, if the configuration says where.
+fn start_tracing(config: &KubeletConfiguration, name: &str) -> Result<Option<Tracing>> {
+    let Some(tracing) = &config.tracing else { return Ok(None) };
+    let settings = bosun_kubelet_trace::Settings {
+        endpoint: tracing.endpoint.clone().unwrap_or_else(|| bosun_kubelet_trace::DEFAULT_ENDPOINT.to_owned()),
+        per_million: tracing.sampling_rate_per_million.and_then(|rate| rate.try_into().ok()).unwrap_or_default(),
+        service: "kubelet",
+        host: name.to_owned(),
+    };
+    Ok(Some(bosun_kubelet_trace::start(&settings)?))
 }
 
 fn credential_providers(options: &Options) -> Result<Providers> {
@@ -243,6 +365,31 @@ async fn connect(config: &KubeletConfiguration, cancel: &CancellationToken) -> R
         }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            () = cancel.cancelled() => bail!("stopped while waiting for the container runtime"),
+        }
+    }
+}
+
+/// Asks the runtime anew while it gives no answer: one lost answer at the start must not end the kubelet.
+async fn patiently<T, F: Future<Output = crate::cri::Result<T>>>(
+    what: &str,
+    cancel: &CancellationToken,
+    ask: impl Fn() -> F,
+) -> Result<T> {
+    let began = tokio::time::Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if error.kind == CriErrorKind::Unimplemented => return Err(error.into()),
+            Err(error) => error,
+        };
+        if began.elapsed() > RUNTIME_PATIENCE {
+            bail!("the container runtime does not answer ({what}): {error}; look at containerd's log");
+        }
+        tracing::warn!(what, %error, "asking the container runtime again");
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_delay()) => {}
             () = cancel.cancelled() => bail!("stopped while waiting for the container runtime"),
         }
     }
@@ -316,7 +463,10 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
             let status = node.status.as_ref();
             let allocatable = status.and_then(|s| s.allocatable.as_ref());
             let amounts = allocatable.into_iter().flatten();
-            let allocatable = amounts.map(|(name, amount)| (name.clone(), bosun_api::quantity::of(amount))).collect();
+            let allocatable: Resources =
+                amounts.map(|(name, amount)| (name.clone(), bosun_api::quantity::of(amount))).collect();
+            // What the Node says has podsPerCore in it.
+            let pods = allocatable.get("pods").and_then(|pods| usize::try_from(pods.value()).ok());
             let mut offer = offer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             *offer = Offer {
                 known: true,
@@ -324,8 +474,11 @@ async fn follow_offer(handle: NodeHandle, offer: SharedOffer, max_pods: i32, can
                 labels: node.metadata.labels.clone().unwrap_or_default(),
                 taints: bosun_api::node::taints(&node).to_vec(),
                 allocatable,
-                max_pods: max_pods as usize,
+                max_pods: pods.unwrap_or(max_pods as usize),
                 strain: offer.strain.clone(),
+                apparmor: offer.apparmor,
+                sysctls: offer.sysctls.clone(),
+                strict_groups: status.and_then(|s| s.features.as_ref()?.supplemental_groups_policy).unwrap_or_default(),
             };
         }
         tokio::select! {
@@ -340,7 +493,7 @@ fn static_pods(
     name: &str,
     parts: &mut tokio::task::JoinSet<()>,
     cancel: &CancellationToken,
-) -> Option<mpsc::UnboundedReceiver<std::collections::BTreeMap<String, Arc<Pod>>>> {
+) -> Option<mpsc::UnboundedReceiver<BTreeMap<String, Arc<Pod>>>> {
     if config.static_pod_path.is_empty() {
         return None;
     }
@@ -349,6 +502,51 @@ fn static_pods(
     let poll = config.file_check_frequency.0;
     parts.spawn(sources::watch_static(path, name.to_owned(), poll, statics_to, cancel.clone()));
     Some(statics)
+}
+
+/// Static pods from the URL, if one is configured.
+fn url_pods(
+    config: &KubeletConfiguration,
+    name: &str,
+    parts: &mut tokio::task::JoinSet<()>,
+    cancel: &CancellationToken,
+) -> Option<mpsc::UnboundedReceiver<BTreeMap<String, Arc<Pod>>>> {
+    if config.static_pod_url.is_empty() {
+        return None;
+    }
+    let (pods_to, pods) = mpsc::unbounded_channel();
+    let from = sources::url::Source {
+        url: config.static_pod_url.clone(),
+        headers: config.static_pod_url_header.clone(),
+        node: name.to_owned(),
+        period: config.http_check_frequency.0,
+    };
+    parts.spawn(from.watch(pods_to, cancel.clone()));
+    Some(pods)
+}
+
+/// Looks after the kernel's settings, as far as they are this kubelet's to set.
+fn prepare_kernel(options: &Options, config: &KubeletConfiguration, gates: &FeatureGates) -> Result<()> {
+    let kernel = Kernel::default();
+    let policy = match config.protect_kernel_defaults {
+        true => Policy::Refuse,
+        false if options.leave_kernel_defaults || !kernel.is_machine() => Policy::Leave,
+        false if gates.enabled("KubeletInUserNamespace") => Policy::TrySet,
+        false => Policy::Set,
+    };
+    kernel.prepare(policy).map_err(anyhow::Error::msg).context("the kernel's settings (protectKernelDefaults)")
+}
+
+/// Lets this process have as many files open as the configuration says, or as the host lets it.
+fn open_files(wanted: i64) {
+    let wanted = u64::try_from(wanted).unwrap_or_default();
+    let set = |soft: u64, hard: u64| setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if set(wanted, wanted).is_err()
+        && let Err(error) = set(wanted.min(hard), hard)
+    {
+        tracing::warn!(%error, wanted, "maxOpenFiles: the limit was not set");
+    }
 }
 
 /// The client, with its requests counted.
@@ -367,7 +565,7 @@ struct Served {
     gates: FeatureGates,
 }
 
-/// Serves :10250, the health endpoint and the read-only port.
+/// Serves :10250, the health endpoint and the read-only port; returns the health checks.
 async fn serve(
     options: &Options,
     config: &KubeletConfiguration,
@@ -376,7 +574,7 @@ async fn serve(
     client: Option<&Client>,
     parts: &mut tokio::task::JoinSet<()>,
     cancel: &CancellationToken,
-) -> Result<()> {
+) -> Result<Checks> {
     let reviewer = client.map(|client| Arc::new(ApiReviewer::new(client.clone(), &node.name)) as Arc<dyn Reviewer>);
     let auth = Auth::new(auth_config(config), reviewer);
     let server_config = server_config(options, config, node, &served.gates);
@@ -391,6 +589,7 @@ async fn serve(
         let listener = listen(socket(&config.address, config.read_only_port, "address")?, "readOnlyPort").await?;
         parts.spawn(server.clone().serve_read_only(listener, cancel.clone()));
     }
+    let checks = server.checks().clone();
     if config.enable_server {
         let certificate = certificate(options, config, node, client, parts, cancel)?;
         let clients = match config.authentication.x509.client_ca_file.as_str() {
@@ -404,7 +603,7 @@ async fn serve(
         let listener = listen(socket(&config.address, config.port, "address")?, "port").await?;
         parts.spawn(server.serve(listener, Arc::new(tls), cancel.clone()));
     }
-    Ok(())
+    Ok(checks)
 }
 
 fn auth_config(config: &KubeletConfiguration) -> AuthConfig {

@@ -1,7 +1,12 @@
-//! Where pods come from: the API server's watch, and a folder (or file) of static pod manifests.
+//! Where pods come from: the API server's watch, a folder (or file) of static pod manifests, and a [`url`] of them.
+
+mod check;
+pub mod url;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +37,7 @@ pub fn read_static(path: &Path, node: &str) -> BTreeMap<String, Arc<Pod>> {
     };
     let mut pods = BTreeMap::new();
     for file in files {
-        match fs::read_to_string(&file).map_err(|e| e.to_string()).and_then(|text| static_pod(&text, &file, node)) {
+        match read(&file).and_then(|text| static_pod(&text, &file, node)) {
             Ok(pod) => drop(pods.insert(spec::uid(&pod).to_owned(), Arc::new(pod))),
             Err(error) => tracing::error!(file = %file.display(), error, "static pod manifest refused"),
         }
@@ -40,33 +45,44 @@ pub fn read_static(path: &Path, node: &str) -> BTreeMap<String, Arc<Pod>> {
     pods
 }
 
+/// Reads a manifest, no more of it than a manifest may have.
+fn read(file: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    // A pipe in its place (since it was looked at) is not waited for.
+    let opened = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(file);
+    let most = check::LARGEST;
+    let read = opened.and_then(|file| file.take(most + 1).read_to_string(&mut text)).map_err(|e| e.to_string())?;
+    if read as u64 > most {
+        return Err(format!("it has more than the {most} bytes that a manifest may have"));
+    }
+    Ok(text)
+}
+
 /// A static pod from a manifest: named after the node, with a UID that follows from what it says.
 ///
 /// # Errors
 /// The manifest is no pod, or lacks what a pod needs; the text names the field.
 pub fn static_pod(text: &str, file: &Path, node: &str) -> Result<Pod, String> {
-    let mut pod: Pod = bosun_kit::config::from_yaml(text, &file.display().to_string()).map_err(|e| e.to_string())?;
+    let pod: Pod = bosun_kit::config::from_yaml(text, &file.display().to_string()).map_err(|e| e.to_string())?;
+    let mut pod = take_up(pod, text, &format!("host:{node}file:{}", file.display()), "file", node)?;
+    // Nothing that keeps ordinary pods off a node may keep off a static one.
+    let everything =
+        Toleration { operator: Some("Exists".into()), effect: Some("NoExecute".into()), ..Toleration::default() };
+    pod.spec.get_or_insert_default().tolerations.get_or_insert_default().push(everything);
+    Ok(pod)
+}
+
+/// Makes the node's pod of a manifest's: its UID follows from what it says (`text`) and where that was found (`place`).
+fn take_up(mut pod: Pod, text: &str, place: &str, source: &str, node: &str) -> Result<Pod, String> {
     let name = spec::name(&pod).to_owned();
     if name.is_empty() {
         return Err("metadata.name: Required value".to_owned());
     }
     let Some(pod_spec) = &mut pod.spec else { return Err("spec: Required value".to_owned()) };
-    if pod_spec.containers.is_empty() {
-        return Err("spec.containers: Required value".to_owned());
-    }
-    if let Some(bad) =
-        pod_spec.containers.iter().find(|c| c.name.is_empty() || c.image.as_deref().unwrap_or("").is_empty())
-    {
-        return Err(format!("spec.containers: {:?} needs a name and an image", bad.name));
-    }
     pod_spec.node_name = Some(node.to_owned());
-    // Nothing that keeps ordinary pods off a node may keep off a static one.
-    let everything =
-        Toleration { operator: Some("Exists".into()), effect: Some("NoExecute".into()), ..Toleration::default() };
-    pod_spec.tolerations.get_or_insert_with(Vec::new).push(everything);
     let mut hash = Sha256::new();
     hash.update(text);
-    hash.update(format!("host:{node}file:{}", file.display()));
+    hash.update(place);
     let own = spec::uid(&pod).to_owned();
     let hash: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let uid = if own.is_empty() { hash.clone() } else { own };
@@ -76,9 +92,9 @@ pub fn static_pod(text: &str, file: &Path, node: &str) -> Result<Pod, String> {
     metadata.namespace.get_or_insert_with(|| "default".to_owned());
     let annotations = metadata.annotations.get_or_insert_with(BTreeMap::new);
     annotations.insert(labels::CONFIG_HASH.into(), hash);
-    annotations.insert(labels::CONFIG_SOURCE.into(), "file".into());
+    annotations.insert(labels::CONFIG_SOURCE.into(), source.into());
     annotations.insert(labels::CONFIG_SEEN.into(), jiff::Timestamp::now().to_string());
-    Ok(pod)
+    check::check(&pod)
 }
 
 /// The pod by which the API server shows a static pod.
@@ -110,7 +126,9 @@ pub async fn watch_static(
 ) {
     let mut seen: Option<Vec<String>> = None;
     loop {
-        let found = read_static(&path, &node);
+        // Reading may take a while, and what is read may be anything.
+        let (from, name) = (path.clone(), node.clone());
+        let Ok(found) = tokio::task::spawn_blocking(move || read_static(&from, &name)).await else { return };
         let uids: Vec<String> = found.keys().cloned().collect();
         if seen.as_ref() != Some(&uids) {
             seen = Some(uids);

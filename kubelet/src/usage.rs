@@ -12,11 +12,12 @@ use bosun_proto::cri;
 use crate::make::{Node, resources};
 use crate::pod::record::timestamp;
 use crate::pod::spec;
-use crate::volumes;
+use crate::volumes::csi::CsiVolumes;
+use crate::volumes::{self, measured};
 use crate::worker::Snapshot;
 
 /// Where a pod's usage can be read.
-pub(crate) fn pod(snapshot: &Snapshot, node: &Node, runtime_name: &str) -> PodUsageSource {
+pub(crate) fn pod(snapshot: &Snapshot, node: &Node, csi: &CsiVolumes, runtime_name: &str) -> PodUsageSource {
     let Snapshot { pod, runtime } = snapshot;
     let parent = resources::cgroup_parent(pod, node);
     let logs = node.log_dir(pod);
@@ -33,9 +34,14 @@ pub(crate) fn pod(snapshot: &Snapshot, node: &Node, runtime_name: &str) -> PodUs
         cgroup: container_cgroup(&parent, &sandbox.id, node, runtime_name),
     });
     let volumes = spec::spec(pod).volumes.iter().flatten().filter_map(|volume| {
+        let (name, claim) = (volume.name.clone(), measured::claim_of(pod, volume));
+        if measured::is_measured(volume) {
+            let measured = Some(csi.measured(spec::uid(pod), &name)?);
+            return Some(VolumeSource { name, path: PathBuf::new(), claim, measured });
+        }
         // A hostPath is the node's and not the pod's: it has no plugin's folder.
         let path = volumes::plugin(volume).map(|plugin| node.volume_dir(pod, plugin, &volume.name))?;
-        Some(VolumeSource { name: volume.name.clone(), path, claim: None })
+        Some(VolumeSource { name, path, claim, measured: None })
     });
     PodUsageSource {
         name: spec::name(pod).to_owned(),

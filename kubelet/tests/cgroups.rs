@@ -219,8 +219,7 @@ impl Drop for Stray {
 fn what_is_left_in_the_cgroup_of_an_unknown_pod_is_killed_and_removed() {
     let mut node = TestNode::start();
     let own = format!("/{}/kubelet", node.name);
-    node.configuration["kubeletCgroups"] = json!(own);
-    node.configure();
+    node.configure(&json!({"kubeletCgroups": own}));
     let view = View::of(&node, Driver::Cgroupfs);
     let left = view.pods.child("burstable").child("pod00000000-dead");
     let stray =
@@ -245,8 +244,7 @@ fn daemons_are_held_to_what_is_reserved_for_them() {
     });
     let mut node = TestNode::start_with(configuration, false);
     let place = Name::from_path(&node.name).child("daemons");
-    node.configuration["kubeReservedCgroup"] = json!(place.to_string());
-    node.configure();
+    node.configure(&json!({"kubeReservedCgroup": place.to_string()}));
     node.start_kubelet();
     // It must be there already.
     let mut code = None;
@@ -319,8 +317,7 @@ fn a_machine_that_swaps_is_refused_unless_that_is_allowed() {
     node.start_kubelet();
     wait("the refusal", || node.log().contains("running with swap on is not supported, please disable swap"));
     wait("the kubelet's end", || node.kubelet_ended().is_some());
-    node.configuration["failSwapOn"] = json!(false);
-    node.configure();
+    node.configure(&json!({"failSwapOn": false}));
     node.start_kubelet();
     wait_or("its start", || node.log().contains("kubelet started"), || node.log());
 }

@@ -17,13 +17,10 @@ use bosun_kubelet::config::KubeletConfiguration;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::fake::FakeRuntime;
 use bosun_kubelet::cri::{GrpcRuntime, Runtime};
-use bosun_kubelet::images::Images;
 use bosun_kubelet::make::Node;
 use bosun_kubelet::make::resources::{self, Swap};
 use bosun_kubelet::manager::{Inputs, Manager, Pods};
-use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
-use bosun_kubelet::report::Report;
 use bosun_kubelet::upkeep::{Settings, Strain, Strained, Upkeep};
 use bosun_kubelet_cgroup::{Driver, Hierarchy};
 use k8s_openapi::api::core::v1::Pod;
@@ -66,21 +63,7 @@ impl Rig {
         }
         let (news_to, news) = mpsc::unbounded_channel();
         let observer = Observer::new(runtime.clone(), node.clone(), news_to);
-        let report = Report::new(Recorder::to_log());
-        let images = Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1);
-        let context = Arc::new(Context {
-            node,
-            runtime,
-            observer: observer.clone(),
-            images,
-            objects: Arc::new(NoObjects),
-            report,
-            cgroups,
-            client: None,
-            runtime_name: "fake".into(),
-            max_restart_delay: Duration::from_secs(300),
-            probe_metrics: Default::default(),
-        });
+        let context = Arc::new(Context { cgroups, ..fixture::context(&node, runtime.clone(), &observer) });
         let (pods, offer, cancel) = (Pods::default(), Arc::new(Mutex::new(offer)), CancellationToken::new());
         let (ended_to, ended) = mpsc::unbounded_channel();
         let (statics, statics_from) = mpsc::unbounded_channel();

@@ -9,18 +9,12 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bosun_kit::events::Recorder;
 use bosun_kubelet::admission::Offer;
-use bosun_kubelet::cgroups::Cgroups;
-use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::Runtime;
 use bosun_kubelet::cri::fake::FakeRuntime;
-use bosun_kubelet::images::Images;
 use bosun_kubelet::make::Node;
 use bosun_kubelet::manager::{Inputs, Manager, Pods};
-use bosun_kubelet::objects::NoObjects;
 use bosun_kubelet::observe::Observer;
-use bosun_kubelet::report::Report;
 use k8s_openapi::api::core::v1::Pod;
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
@@ -50,20 +44,8 @@ impl Rig {
         runtime.add_image("app:1");
         let (news_to, news) = mpsc::unbounded_channel();
         let observer = Observer::new(runtime.clone(), node.clone(), news_to);
-        let report = Report::new(Recorder::to_log());
-        let context = Arc::new(Context {
-            node: node.clone(),
-            runtime: runtime.clone(),
-            observer: observer.clone(),
-            images: Images::new(runtime.clone(), Arc::new(NoObjects), report.clone(), 1),
-            objects: Arc::new(NoObjects),
-            report,
-            cgroups: Cgroups::absent(),
-            client: None,
-            runtime_name: "fake".into(),
-            max_restart_delay: Duration::from_secs(300),
-            probe_metrics: Default::default(),
-        });
+
+        let context = Arc::new(fixture::context(&node, runtime.clone(), &observer));
         let (pods, cancel) = (Pods::default(), CancellationToken::new());
         let (ended_to, ended) = mpsc::unbounded_channel();
         let (statics, statics_from) = mpsc::unbounded_channel();

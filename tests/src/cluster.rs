@@ -137,6 +137,12 @@ impl Cluster {
 
     /// Starts `bosun agent` on a node unless it runs. Does not wait for it.
     pub fn start_agent(&self, member: &Member) -> Result<()> {
+        self.start_agent_with(member, &member.node.socket(), "")
+    }
+
+    /// The same with the container runtime at another socket (something that stands before containerd, say), and more
+    /// lines of the kubelet's configuration.
+    pub fn start_agent_with(&self, member: &Member, runtime: &Path, configuration: &str) -> Result<()> {
         let node = &member.node;
         let data = self.server_data();
         let mut command = node.enter(self.binaries.join("bosun"));
@@ -146,14 +152,20 @@ impl Cluster {
         command.arg("--data-dir").arg(node.data.join("agent"));
         command.arg("--pod-logs-dir").arg(node.data.join("pod-logs/pods"));
         command.args(["--cgroup-root", &node.cgroup]);
-        fs::write(node.data.join("kubelet.yaml"), KUBELET)?;
+        fs::write(node.data.join("kubelet.yaml"), format!("{KUBELET}{configuration}"))?;
         command.arg("--kubelet-config").arg(node.data.join("kubelet.yaml"));
-        command.arg("--container-runtime-endpoint").arg(format!("unix://{}", node.socket().display()));
+        command.arg("--container-runtime-endpoint").arg(format!("unix://{}", runtime.display()));
         command.arg("--cni-bin-dir").arg(node.cni_plugins());
         command.arg("--cni-conf-dir").arg(node.cni_configuration());
         command.arg("--cni-data-dir").arg(node.data.join("cni/networks"));
         member.agent.start(&mut command)?;
         Ok(())
+    }
+
+    /// Waits until the agent of a node, just started, has done something that `sign` shows, and its node is Ready.
+    pub fn agent_speaks(&self, member: &Member, sign: impl FnMut() -> bool) -> Result<()> {
+        member.agent.wait("a first sign", START_LIMIT, sign)?;
+        self.wait_ready(member)
     }
 
     /// Waits until the API server says that a node is Ready.

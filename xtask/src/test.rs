@@ -7,7 +7,7 @@ use std::process::{ExitCode, Stdio};
 use anyhow::{Context as _, Result};
 use bosun_tests::tools::{BUSYBOX, CNI_PLUGINS, CONTAINERD_1_6, RUNC, Scope};
 use bosun_tests::{Layout, Tools};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::build::cargo;
 use crate::progress::Progress;
@@ -33,13 +33,37 @@ pub(crate) struct Faults {
     /// How often the node agent is killed while pods are made, probed and removed; the tests do it ten times.
     #[arg(long, default_value_t = 200)]
     kills: u32,
+    /// Only this part.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
 }
 
-/// The end-to-end tests that disturb a cluster, in their long form.
+#[derive(Clone, Copy, ValueEnum)]
+enum Part {
+    /// Calls to the container runtime are refused, delayed or cut.
+    Runtime,
+    /// Processes are killed.
+    Kills,
+}
+
+/// The end-to-end tests that disturb a cluster, in their long form: every call to the container runtime with every
+/// fault, then kills of every process under many pods.
 pub(crate) fn faults(layout: &Layout, options: &Faults) -> Result<ExitCode> {
-    let arguments = ["--test", "e2e", "--", "faults::"].map(str::to_owned).into();
-    let tests = Options { package: Some("bosun-tests".to_owned()), arguments };
-    test(layout, &tests, &[("BOSUN_KILLS", options.kills.to_string())])
+    let environment = [("BOSUN_KILLS", options.kills.to_string()), ("BOSUN_FAULTS", "all".to_owned())];
+    let only: &[&str] = match options.only {
+        None => &["cri::", "faults::"],
+        Some(Part::Runtime) => &["cri::"],
+        Some(Part::Kills) => &["faults::"],
+    };
+    for cases in only {
+        let arguments = ["--test", "e2e", "--", cases].map(str::to_owned).into();
+        let tests = Options { package: Some("bosun-tests".to_owned()), arguments };
+        let code = test(layout, &tests, &environment)?;
+        if code != ExitCode::SUCCESS {
+            return Ok(code);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn test(layout: &Layout, options: &Options, environment: &[(&str, String)]) -> Result<ExitCode> {

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::address::node_ips;
 use crate::config::NodeConfig;
 use crate::csr::chain;
-use crate::facts::RuntimeFacts;
+use crate::facts::{RuntimeFacts, RuntimeStatus};
 use crate::lease;
 use crate::machine::{Machine, MachineReader};
 use crate::pressure::{BadThreshold, Thresholds};
@@ -81,6 +81,9 @@ pub struct NodeAgent {
     uid: watch::Sender<Option<String>>,
     images: Option<(Instant, Vec<ContainerImage>)>,
     runtime_version: Option<String>,
+    /// What the runtime said last, and when.
+    runtime_seen: Option<(Instant, RuntimeStatus)>,
+    runtime_silent: bool,
     reported: Option<Instant>,
 }
 
@@ -110,6 +113,8 @@ impl NodeAgent {
             uid: watch::Sender::default(),
             images: None,
             runtime_version: None,
+            runtime_seen: None,
+            runtime_silent: false,
             reported: None,
         })
     }
@@ -156,6 +161,8 @@ impl NodeAgent {
 
     fn period(&self, ready: bool, start: Instant) -> Duration {
         match ready {
+            // A runtime that is silent is asked again soon: whether that lasts decides about the node.
+            true if self.runtime_silent => WAITING_PERIOD.min(self.config.update_frequency),
             true => self.config.update_frequency,
             false if start.elapsed() < EAGER => EAGER_PERIOD,
             false => WAITING_PERIOD.min(self.config.update_frequency),
@@ -283,12 +290,12 @@ impl NodeAgent {
         let resources = resources.inspect_err(|error| tracing::warn!(%error, "resources not read")).ok();
         let ips = node_ips(&self.config.node_ips);
         let ips = ips.inspect_err(|error| tracing::warn!(%error, "node address")).unwrap_or_default();
-        let runtime = answer(self.facts.status()).await;
-        if let Err(error) = &runtime {
-            tracing::debug!(error, "container runtime status");
+        let answered = answer(self.facts.status()).await;
+        if let Err(error) = &answered {
+            tracing::warn!(error, "container runtime status");
         }
         // A runtime that went away may come back as another version, with other images.
-        let version = if runtime.is_ok() { answer(self.facts.version()).await.ok() } else { None };
+        let version = if answered.is_ok() { answer(self.facts.version()).await.ok() } else { None };
         let renewed = version.is_some() && version != self.runtime_version;
         if version.is_some() {
             self.runtime_version = version;
@@ -299,10 +306,29 @@ impl NodeAgent {
             pressure: self.facts.pressure(),
             ips,
             runtime_version: self.runtime_version.clone(),
-            images: if runtime.is_ok() { self.images(renewed).await } else { None },
-            runtime: Some(runtime),
+            images: if answered.is_ok() { self.images(renewed).await } else { self.known_images() },
+            runtime: Some(self.bridged(answered)),
+            devices: self.facts.devices(),
             errors: self.facts.errors(),
+            volumes_in_use: self.facts.volumes_in_use(),
         }
+    }
+
+    /// What the runtime said last, where it said nothing just now and that was not long ago.
+    fn bridged(&mut self, answered: Result<RuntimeStatus, String>) -> Result<RuntimeStatus, String> {
+        self.runtime_silent = answered.is_err();
+        match (answered, &self.runtime_seen) {
+            (Ok(status), _) => {
+                self.runtime_seen = Some((Instant::now(), status.clone()));
+                Ok(status)
+            }
+            (Err(_), Some((at, status))) if at.elapsed() < self.config.runtime_grace => Ok(status.clone()),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    fn known_images(&self) -> Option<Vec<ContainerImage>> {
+        self.images.as_ref().map(|(_, images)| images.clone())
     }
 
     async fn images(&mut self, renewed: bool) -> Option<Vec<ContainerImage>> {
@@ -313,7 +339,7 @@ impl NodeAgent {
                 Err(error) => tracing::debug!(error, "images of the container runtime"),
             }
         }
-        self.images.as_ref().map(|(_, images)| images.clone())
+        self.known_images()
     }
 
     fn event(&self, event: &NodeEvent) {

@@ -46,6 +46,9 @@ pub struct NodeConfig {
     pub report_frequency: Duration,
     /// `nodeLeaseDurationSeconds`; renewed each quarter of it.
     pub lease_duration: Duration,
+    /// How long a container runtime that gives no answer still counts as it last was (stock: 30 s): one slow or lost
+    /// answer, or its restart, takes no node away.
+    pub runtime_grace: Duration,
     /// `nodeStatusMaxImages`; none for no limit.
     pub max_images: Option<usize>,
     /// `enableControllerAttachDetach`.
@@ -82,6 +85,7 @@ impl NodeConfig {
             update_frequency: Duration::from_secs(10),
             report_frequency: Duration::from_secs(300),
             lease_duration: Duration::from_secs(40),
+            runtime_grace: Duration::from_secs(30),
             max_images: Some(50),
             controller_attach_detach: true,
         }

@@ -1,5 +1,7 @@
 //! What the container runtime says of itself: the edge that the kubelet core implements by the CRI.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ContainerImage, NodeFeatures, NodeRuntimeHandler};
 
@@ -37,6 +39,17 @@ impl RuntimeStatus {
     }
 }
 
+/// Resources of device plugins, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// All devices.
+    pub capacity: BTreeMap<String, i64>,
+    /// Those that pods may have.
+    pub allocatable: BTreeMap<String, i64>,
+    /// Resources whose plugin is gone; there are none of them any more.
+    pub removed: BTreeSet<String>,
+}
+
 /// Asked often: each answer must come within seconds, and the caller sets a deadline.
 #[async_trait]
 pub trait RuntimeFacts: Send + Sync + 'static {
@@ -52,6 +65,16 @@ pub trait RuntimeFacts: Send + Sync + 'static {
     /// What the node is short of, as the kubelet's eviction sees it.
     fn pressure(&self) -> Pressure {
         Pressure::default()
+    }
+
+    /// What device plugins offer.
+    fn devices(&self) -> Devices {
+        Devices::default()
+    }
+
+    /// Attachable volumes that pods of the node use, as `kubernetes.io/csi/<driver>^<handle>`.
+    fn volumes_in_use(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Reasons of the kubelet's own for the node not to be ready, such as a container event stream that has stopped.

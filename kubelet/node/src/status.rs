@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Map, Value, json};
 
 use crate::config::NodeConfig;
-use crate::facts::RuntimeStatus;
+use crate::facts::{Devices, RuntimeStatus};
 use crate::machine::{Machine, Resources};
 use crate::pressure::{Pressure, Thresholds};
 
@@ -39,8 +39,12 @@ pub struct Observed {
     pub runtime: Option<Result<RuntimeStatus, String>>,
     /// The images; absent to leave them as they were.
     pub images: Option<Vec<ContainerImage>>,
+    /// What device plugins offer.
+    pub devices: Devices,
     /// Reasons of the kubelet's own for not being ready.
     pub errors: Vec<String>,
+    /// Attachable volumes that pods use; they are not to be detached.
+    pub volumes_in_use: Vec<String>,
 }
 
 /// An event to record about the node.
@@ -80,7 +84,7 @@ pub fn plan(
     let old = previous.status.clone().unwrap_or_default();
     let mut events = Vec::new();
     let capacity = capacity(config, observed, &old);
-    let allocatable = allocatable(config, thresholds, &capacity);
+    let allocatable = allocatable(config, thresholds, &capacity, &observed.devices);
     let node_info = node_info(observed, &old);
     reboot_event(config, &old, &node_info, &mut events);
     let conditions = conditions(config, observed, &capacity, &old, now, &mut events);
@@ -99,6 +103,7 @@ pub fn plan(
         runtime_handlers: runtime
             .map_or(old.runtime_handlers.clone(), |r| Some(r.handlers.clone()).filter(|h| !h.is_empty())),
         features: runtime.map_or(old.features.clone(), |r| r.features.clone()),
+        volumes_in_use: Some(observed.volumes_in_use.clone()).filter(|volumes| !volumes.is_empty()),
         ..old.clone()
     };
     let (patch, changed) = patch(&old, &status);
@@ -132,6 +137,10 @@ fn capacity(config: &NodeConfig, observed: &Observed, old: &NodeStatus) -> BTree
     for (name, amount) in &machine.hugepages {
         capacity.insert(name.clone(), quantity(bytes(*amount)));
     }
+    let none = observed.devices.removed.iter().map(|name| (name, &0));
+    for (name, count) in observed.devices.capacity.iter().chain(none) {
+        capacity.insert(name.clone(), quantity(Quantity::from_value(*count)));
+    }
     capacity
 }
 
@@ -139,6 +148,7 @@ fn allocatable(
     config: &NodeConfig,
     thresholds: &Thresholds,
     capacity: &BTreeMap<String, ApiQuantity>,
+    devices: &Devices,
 ) -> BTreeMap<String, ApiQuantity> {
     let reserved = |name: &str, capacity: &Quantity| {
         let configured = [&config.kube_reserved, &config.system_reserved]
@@ -177,6 +187,8 @@ fn allocatable(
     if let Some(memory) = allocatable.get_mut("memory") {
         *memory = left(*memory, huge);
     }
+    // Devices that are broken are there, but not for pods.
+    allocatable.extend(devices.allocatable.iter().map(|(name, count)| (name.clone(), Quantity::from_value(*count))));
     allocatable.into_iter().map(|(name, amount)| (name, quantity(amount))).collect()
 }
 

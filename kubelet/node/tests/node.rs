@@ -190,6 +190,7 @@ async fn a_node_registers_reports_and_keeps_its_lease() {
     config.node_ips = vec!["10.9.8.7".parse().unwrap()];
     config.root_dir = folder.path().to_owned();
     config.eviction_hard.clear();
+    config.runtime_grace = Duration::from_secs(2);
     let recorder = Recorder::new(client.clone(), "kubelet", Some("node-1"));
     let agent = NodeAgent::new(config, client, runtime.clone(), recorder).unwrap();
     let handle = agent.handle();
@@ -225,8 +226,12 @@ async fn a_node_registers_reports_and_keeps_its_lease() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(api.object(NODE).unwrap()["metadata"]["resourceVersion"], version);
 
-    // The runtime goes away: told at once when poked.
+    // The runtime gives no answer: that is told only once it lasts.
     *runtime.0.lock().unwrap() = Err("connection refused".into());
+    handle.poke();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(condition(&api, "Ready")["status"], "True");
+    tokio::time::sleep(Duration::from_millis(1600)).await;
     handle.poke();
     eventually("down", || condition(&api, "Ready")["message"] == "container runtime is down").await;
     *runtime.0.lock().unwrap() = Ok(RuntimeStatus::ready());

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use bosun_kubelet_node::NodeConfig;
-use bosun_kubelet_node::facts::{RuntimeCondition, RuntimeStatus};
+use bosun_kubelet_node::facts::{Devices, RuntimeCondition, RuntimeStatus};
 use bosun_kubelet_node::machine::{Machine, Resources};
 use bosun_kubelet_node::pressure::{Pressure, Thresholds};
 use bosun_kubelet_node::status::{Observed, Plan, plan};
@@ -37,7 +37,9 @@ fn observed() -> Observed {
         runtime_version: Some("containerd://2.1.9".into()),
         runtime: Some(Ok(RuntimeStatus::ready())),
         images: Some(vec![]),
+        devices: Devices::default(),
         errors: vec![],
+        volumes_in_use: vec![],
     }
 }
 
@@ -226,4 +228,27 @@ fn a_reboot_is_told_once() {
     assert_eq!(second.events[0].message, "Node node-1 has been rebooted, boot id: c");
     assert!(second.events[0].warning);
     assert!(run(&now, &node(&second), 20).events.is_empty());
+}
+
+#[test]
+fn devices_come_break_and_go() {
+    let amounts = |plan: &Plan| {
+        let status = plan.status.clone();
+        let amount = |list: Option<std::collections::BTreeMap<String, _>>| {
+            let list = list.unwrap();
+            list.get("example.com/gpu").map(|q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| q.0.clone())
+        };
+        (amount(status.capacity), amount(status.allocatable))
+    };
+    let with = |devices: Devices| Observed { devices, ..observed() };
+    let gpu = |count: i64| [("example.com/gpu".to_owned(), count)].into();
+    let first = run(&observed(), &Node::default(), 0);
+    assert_eq!(amounts(&first), (None, None));
+    let broken = Devices { capacity: gpu(4), allocatable: gpu(3), ..Devices::default() };
+    let second = run(&with(broken), &node(&first), 1);
+    assert!(second.changed);
+    assert_eq!(amounts(&second), (Some("4".into()), Some("3".into())));
+    let removed = ["example.com/gpu".to_owned()].into();
+    let third = run(&with(Devices { removed, ..Devices::default() }), &node(&second), 2);
+    assert_eq!(amounts(&third), (Some("0".into()), Some("0".into())));
 }

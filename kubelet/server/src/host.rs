@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::stats::DiskUse;
+use crate::stats::{DiskUse, FsStats};
 
 /// Why the kubelet could not answer; each kind has its HTTP status.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -124,6 +124,8 @@ pub struct VolumeSource {
     pub path: PathBuf,
     /// The claim behind it, in the pod's namespace.
     pub claim: Option<String>,
+    /// How full it was found to be by somebody who knows better than the file system does.
+    pub measured: Option<FsStats>,
 }
 
 /// Where a pod's usage can be read.

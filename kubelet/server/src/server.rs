@@ -10,7 +10,9 @@ use bosun_kit::health::Checks;
 use bosun_kit::http::{Body, BoxError, Peer, json, serve, stream, text};
 use bosun_kit::metrics::{Metrics, not_found};
 use bosun_kit::tls;
+use bosun_kubelet_trace::{Spec, is_on, note, traced};
 use futures::TryStreamExt;
+use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -168,6 +170,20 @@ impl KubeletServer {
     pub async fn answer(&self, request: Request<Body>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let route = Route::parse(&parts.method, parts.uri.path());
+        if !is_on() {
+            return self.answer_to(parts, body, route).await;
+        }
+        let (headers, method, path) = (parts.headers.clone(), parts.method.to_string(), route.metric());
+        let span = || Spec::request(format!("/{path}"), &headers).with("http.request.method", method);
+        traced(span, async {
+            let answer = self.answer_to(parts, body, route).await;
+            note("http.response.status_code", i64::from(answer.status().as_u16()));
+            answer
+        })
+        .await
+    }
+
+    async fn answer_to(&self, parts: Parts, body: Body, route: Route) -> Response<Body> {
         let _measured = self.requests.begin(parts.method.as_str(), route.metric(), "readwrite");
         let certificate = parts.extensions.get::<Peer>().and_then(certificate_user);
         match self.auth.check(&parts, certificate).await {

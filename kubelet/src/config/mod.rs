@@ -280,7 +280,7 @@ pub struct KubeletConfiguration {
     pub shutdown_grace_period_by_pod_priority: Vec<ShutdownGracePeriod>,
     /// Back-off between restarts.
     pub crash_loop_back_off: CrashLoopBackOff,
-    /// Memory kept per 125A node.
+    /// Memory kept per NUMA node.
     pub reserved_memory: Vec<MemoryReservation>,
     /// Whether profiles are served.
     pub enable_profiling_handler: bool,
@@ -547,7 +547,7 @@ pub struct CrashLoopBackOff {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct MemoryReservation {
-    /// The 125A node.
+    /// The NUMA node.
     pub numa_node: i32,
     /// How much, by kind of memory.
     pub limits: BTreeMap<String, String>,
@@ -759,48 +759,23 @@ fn or_default<T: Default + PartialEq>(value: &mut T, default: T) {
 
 /// Fields that parse but change nothing yet.
 const WITHOUT_EFFECT: &[&str] = &[
-    "httpCheckFrequency",
-    "staticPodURL",
-    "staticPodURLHeader",
-    "registryPullQPS",
-    "registryBurst",
-    "imagePullCredentialsVerificationPolicy",
-    "preloadedImagesVerificationAllowlist",
-    "eventRecordQPS",
-    "eventBurst",
     "enableContentionProfiling",
     "systemCgroups",
-    "cpuManagerPolicy",
-    "cpuManagerPolicyOptions",
-    "cpuManagerReconcilePeriod",
-    "memoryManagerPolicy",
-    "topologyManagerPolicy",
-    "topologyManagerScope",
-    "topologyManagerPolicyOptions",
     "qosReserved",
     "hairpinMode",
-    "podCIDR",
     "runOnce",
-    "maxOpenFiles",
     "contentType",
     "kubeAPIQPS",
     "kubeAPIBurst",
-    "podsPerCore",
-    "enableControllerAttachDetach",
-    "protectKernelDefaults",
     "makeIPTablesUtilChains",
     "iptablesMasqueradeBit",
     "iptablesDropBit",
     "configMapAndSecretChangeDetectionStrategy",
     "showHiddenMetricsForVersion",
-    "allowedUnsafeSysctls",
     "volumePluginDir",
     "kernelMemcgNotification",
-    "reservedMemory",
     "memoryThrottlingFactor",
     "memoryReservationPolicy",
-    "tracing",
-    "userNamespaces",
 ];
 
 /// The drop-ins below a folder, in order.

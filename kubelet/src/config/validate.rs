@@ -122,6 +122,18 @@ impl KubeletConfiguration {
                 self.container_log_monitor_interval
             ),
         );
+        fault(
+            !matches!(self.logging.format.as_str(), "" | "text" | "json"),
+            format!("logging.format: Invalid value: {:?}: Unsupported log format", self.logging.format),
+        );
+        if let Some(rate) = self.tracing.as_ref().and_then(|tracing| tracing.sampling_rate_per_million) {
+            let field = format!("tracing.samplingRatePerMillion: Invalid value: {rate}");
+            fault(rate < 0, format!("{field}: sampling rate must be positive"));
+            fault(
+                rate > 1_000_000,
+                format!("{field}: sampling rate per million must be less than or equal to one million"),
+            );
+        }
         if let Err(text) = self.gates() {
             fault(true, text);
         }
@@ -168,7 +180,8 @@ impl KubeletConfiguration {
             );
         }
         fault(
-            !self.reserved_system_cpus.is_empty() && daemons.iter().any(|(_, _, cgroup)| !cgroup.is_empty()),
+            !self.reserved_system_cpus.is_empty()
+                && [&self.system_reserved_cgroup, &self.kube_reserved_cgroup].iter().any(|cgroup| !cgroup.is_empty()),
             "can't use reservedSystemCPUs (--reserved-cpus) with systemReservedCgroup (--system-reserved-cgroup) or kubeReservedCgroup (--kube-reserved-cgroup)".to_owned(),
         );
         fault(
@@ -223,13 +236,15 @@ mod tests {
 
     #[test]
     fn every_fault_is_named_at_once() {
-        let text = "port: 70000\nclusterDNS: [ten]\nimageGCLowThresholdPercent: 90\nfeatureGates: {NoSuchGate: true}\ntlsCipherSuites: [TLS_NULL]";
+        let text = "port: 70000\nclusterDNS: [ten]\nimageGCLowThresholdPercent: 90\nfeatureGates: {NoSuchGate: true}\ntlsCipherSuites: [TLS_NULL]\nlogging: {format: xml}\ntracing: {samplingRatePerMillion: 1000001}";
         let error = KubeletConfiguration::parse(text, "f").unwrap_err().to_string();
         for part in [
             "port 70000",
             "clusterDNS: \"ten\"",
             "imageGCLowThresholdPercent 90",
             "NoSuchGate",
+            "logging.format: Invalid value: \"xml\"",
+            "less than or equal to one million",
             "tlsCipherSuites: \"TLS_NULL\"",
         ] {
             assert!(error.contains(part), "{part} in {error}");

@@ -125,6 +125,10 @@ impl Runtime for FakeRuntime {
         Err(unimplemented("RuntimeConfig"))
     }
 
+    async fn set_pod_cidr(&self, ranges: &str) -> Result<()> {
+        self.record("UpdateRuntimeConfig", ranges).map(drop)
+    }
+
     async fn run_sandbox(&self, config: cri::PodSandboxConfig, handler: String) -> Result<String> {
         let metadata = config.metadata.unwrap_or_default();
         let mut world = self.record("RunPodSandbox", &format!("{}#{}", metadata.name, metadata.attempt))?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bosun_kubelet_trace::{Spec, inject, traced_result};
 use bosun_proto::cri;
 use bosun_proto::cri::image_service_client::ImageServiceClient;
 use bosun_proto::cri::runtime_service_client::RuntimeServiceClient;
@@ -73,6 +74,7 @@ fn channel(path: PathBuf) -> Channel {
 fn request<T>(message: T, deadline: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(deadline);
+    inject(request.metadata_mut());
     request
 }
 
@@ -96,18 +98,21 @@ fn absent_is_fine(result: Result<()>) -> Result<()> {
     }
 }
 
+/// The service's name on the wire, by the field that holds its client.
+fn service(field: &str) -> &'static str {
+    if field == "images" { "runtime.v1.ImageService" } else { "runtime.v1.RuntimeService" }
+}
+
 macro_rules! call {
     ($self:ident.$service:ident.$method:ident($message:expr), $name:literal) => {
         call!($self.$service.$method($message), $name, $self.deadline)
     };
     ($self:ident.$service:ident.$method:ident($message:expr), $name:literal, $deadline:expr) => {
-        $self
-            .$service
-            .clone()
-            .$method(request($message, $deadline))
-            .await
-            .map(tonic::Response::into_inner)
-            .map_err(|status| failed($name, status))
+        traced_result(|| Spec::call(service(stringify!($service)), $name), async {
+            let answer = $self.$service.clone().$method(request($message, $deadline)).await;
+            answer.map(tonic::Response::into_inner).map_err(|status| failed($name, status))
+        })
+        .await
     };
 }
 
@@ -123,6 +128,13 @@ impl Runtime for GrpcRuntime {
 
     async fn runtime_config(&self) -> Result<cri::RuntimeConfigResponse> {
         call!(self.runtime.runtime_config(cri::RuntimeConfigRequest {}), "RuntimeConfig")
+    }
+
+    async fn set_pod_cidr(&self, ranges: &str) -> Result<()> {
+        let network = cri::NetworkConfig { pod_cidr: ranges.into() };
+        let config = cri::RuntimeConfig { network_config: Some(network) };
+        let message = cri::UpdateRuntimeConfigRequest { runtime_config: Some(config) };
+        call!(self.runtime.update_runtime_config(message), "UpdateRuntimeConfig").map(drop)
     }
 
     async fn run_sandbox(&self, config: cri::PodSandboxConfig, handler: String) -> Result<String> {

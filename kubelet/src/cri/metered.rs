@@ -81,6 +81,10 @@ impl Runtime for MeteredRuntime {
         self.timed("runtime_config", self.inner.runtime_config()).await
     }
 
+    async fn set_pod_cidr(&self, ranges: &str) -> Result<()> {
+        self.timed("update_runtime_config", self.inner.set_pod_cidr(ranges)).await
+    }
+
     async fn run_sandbox(&self, config: cri::PodSandboxConfig, handler: String) -> Result<String> {
         self.pods.inc();
         let answer = self.timed("run_podsandbox", self.inner.run_sandbox(config, handler)).await;

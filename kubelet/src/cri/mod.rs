@@ -64,6 +64,8 @@ pub trait Runtime: Send + Sync + 'static {
     async fn status(&self, verbose: bool) -> Result<cri::StatusResponse>;
     /// The cgroup driver of the runtime; [`CriErrorKind::Unimplemented`] before containerd 2.0.
     async fn runtime_config(&self) -> Result<cri::RuntimeConfigResponse>;
+    /// Tells the runtime which addresses the node's pods have: ranges joined by commas.
+    async fn set_pod_cidr(&self, ranges: &str) -> Result<()>;
 
     /// Creates and starts a sandbox; returns its id.
     async fn run_sandbox(&self, config: cri::PodSandboxConfig, handler: String) -> Result<String>;

@@ -24,6 +24,10 @@ pub struct Looked {
     pub image_user: ImageUser,
     /// The id of the container whose processes an ephemeral one sees.
     pub target: Option<String>,
+    /// See [`crate::pod::record::PodRecord::round`].
+    pub round: u32,
+    /// The pod's user namespace.
+    pub user_namespace: cri::UserNamespace,
 }
 
 /// The container's configuration.
@@ -34,6 +38,10 @@ pub fn config(pod: &Pod, container: &Container, node: &Node, attempt: u32, looke
         list.iter().flatten().map(|text| env::expand(text, known)).collect()
     };
     let (command, args) = (expand(&container.command), expand(&container.args));
+    let mut security_context = security::container(pod, container, node, &looked.image_user, looked.target);
+    if let Some(namespaces) = &mut security_context.namespace_options {
+        namespaces.userns_options = Some(looked.user_namespace);
+    }
     cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata { name: container.name.clone(), attempt }),
         image: Some(cri::ImageSpec {
@@ -48,14 +56,14 @@ pub fn config(pod: &Pod, container: &Container, node: &Node, attempt: u32, looke
         mounts: looked.mounts,
         devices: looked.devices,
         labels: labels::container_labels(pod, container),
-        annotations: labels::container_annotations(pod, container, attempt),
+        annotations: labels::container_annotations(pod, container, attempt, looked.round),
         log_path: format!("{}/{attempt}.log", container.name),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(resources::container_resources(pod, container, node)),
-            security_context: Some(security::container(pod, container, node, &looked.image_user, looked.target)),
+            security_context: Some(security_context),
         }),
         ..Default::default()
     }

@@ -14,6 +14,8 @@ pub struct EnvObjects {
     pub config_maps: BTreeMap<String, Option<ConfigMap>>,
     /// By name.
     pub secrets: BTreeMap<String, Option<Secret>>,
+    /// Texts of files in volumes, by volume and path; one that is not there is none.
+    pub files: BTreeMap<(String, String), Option<String>>,
     /// Services of the pod's namespace, and `kubernetes` of `default`.
     pub services: Vec<Service>,
 }
@@ -34,6 +36,12 @@ pub fn references(container: &Container) -> (Vec<String>, Vec<String>) {
         list.dedup();
     }
     (config_maps, secrets)
+}
+
+/// Files of volumes that the container's environment needs: volume and path.
+pub fn files(container: &Container) -> impl Iterator<Item = (&str, &str)> {
+    let sources = container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()?.file_key_ref.as_ref());
+    sources.map(|selector| (selector.volume_name.as_str(), selector.path.as_str()))
 }
 
 /// The environment of a container, sorted by name but for the order that expansion gives `env` its values in.
@@ -134,6 +142,20 @@ fn value_from(
             Some(value) => Ok(Some(String::from_utf8_lossy(&value.0).into_owned())),
             None if optional => Ok(None),
             None => Err(format!("couldn't find key {} in Secret {namespace}/{}", selector.key, selector.name)),
+        };
+    }
+    if let Some(selector) = &source.file_key_ref {
+        let optional = selector.optional == Some(true);
+        let file = format!("{}/{}", selector.volume_name, selector.path);
+        let known = objects.files.get(&(selector.volume_name.clone(), selector.path.clone()));
+        let Some(text) = known.and_then(Option::as_ref) else {
+            return if optional { Ok(None) } else { Err(format!("couldn't parse env file: {file}: no such file")) };
+        };
+        let found = super::env_file::value_of(text, &selector.key);
+        return match found.map_err(|error| format!("couldn't parse env file: {file}: {error}"))? {
+            Some(value) => Ok(Some(value)),
+            None if optional => Ok(None),
+            None => Err(format!("environment variable key {:?} not found in file {file:?}", selector.key)),
         };
     }
     Err(format!("environment variable {}: this source of values is not supported", variable.name))

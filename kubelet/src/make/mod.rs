@@ -4,6 +4,7 @@
 pub mod container;
 pub mod downward;
 pub mod env;
+pub mod env_file;
 pub mod names;
 pub mod resources;
 pub mod sandbox;

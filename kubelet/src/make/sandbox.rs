@@ -5,9 +5,20 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{Node, names, resources, security, text};
 use crate::pod::{labels, spec};
+use crate::sysctls::with_dots;
 
 /// The sandbox of the pod; `resolver_file` is the text of the node's.
-pub fn config(pod: &Pod, node: &Node, attempt: u32, resolver_file: &str) -> cri::PodSandboxConfig {
+pub fn config(
+    pod: &Pod,
+    node: &Node,
+    attempt: u32,
+    resolver_file: &str,
+    user_namespace: cri::UserNamespace,
+) -> cri::PodSandboxConfig {
+    let mut security_context = security::sandbox(pod, node);
+    if let Some(namespaces) = &mut security_context.namespace_options {
+        namespaces.userns_options = Some(user_namespace);
+    }
     let host_network = spec::host_network(pod);
     let sysctls = spec::spec(pod).security_context.iter().flat_map(|c| c.sysctls.iter().flatten());
     cri::PodSandboxConfig {
@@ -25,8 +36,8 @@ pub fn config(pod: &Pod, node: &Node, attempt: u32, resolver_file: &str) -> cri:
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         linux: Some(cri::LinuxPodSandboxConfig {
             cgroup_parent: resources::cgroup_parent(pod, node),
-            security_context: Some(security::sandbox(pod, node)),
-            sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
+            security_context: Some(security_context),
+            sysctls: sysctls.map(|s| (with_dots(&s.name), s.value.clone())).collect(),
             overhead: Some(resources::overhead(pod, node)),
             resources: Some(resources::sandbox_resources(pod, node)),
         }),

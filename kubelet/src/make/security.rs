@@ -1,7 +1,7 @@
 //! Security contexts: the pod's and the container's joined, as the runtime takes them.
 
 use bosun_proto::cri;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SeccompProfile, SecurityContext};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SELinuxOptions, SeccompProfile, SecurityContext};
 
 use super::Node;
 use crate::pod::spec;
@@ -105,6 +105,57 @@ fn seccomp(profile: Option<&SeccompProfile>, node: &Node) -> cri::SecurityProfil
     }
 }
 
+/// The AppArmor profile of a container (none: of the sandbox): its own, else its pod's, else that of the annotation which
+/// was there before the field. Nothing if none is named.
+fn apparmor(pod: &Pod, container: Option<&Container>) -> Option<cri::SecurityProfile> {
+    use cri::security_profile::ProfileType;
+    let of = |kind: ProfileType, name: &str| {
+        Some(cri::SecurityProfile { profile_type: kind as i32, localhost_ref: name.to_owned() })
+    };
+    let own = container.and_then(|c| of_container(c).app_armor_profile.as_ref());
+    if let Some(profile) = own.or(of_pod(pod).app_armor_profile.as_ref()) {
+        return match profile.type_.as_str() {
+            "RuntimeDefault" => of(ProfileType::RuntimeDefault, ""),
+            "Localhost" => of(ProfileType::Localhost, profile.localhost_profile.as_deref().unwrap_or_default()),
+            _ => of(ProfileType::Unconfined, ""),
+        };
+    }
+    let key = format!("container.apparmor.security.beta.kubernetes.io/{}", container?.name);
+    match spec::annotation(pod, &key)? {
+        "runtime/default" => of(ProfileType::RuntimeDefault, ""),
+        "unconfined" => of(ProfileType::Unconfined, ""),
+        other => of(ProfileType::Localhost, other.strip_prefix("localhost/")?),
+    }
+}
+
+/// The profile as runtimes took it before there was a message for it.
+fn apparmor_text(profile: &cri::SecurityProfile) -> String {
+    use cri::security_profile::ProfileType;
+    match profile.profile_type() {
+        ProfileType::RuntimeDefault => "runtime/default".to_owned(),
+        ProfileType::Unconfined => "unconfined".to_owned(),
+        ProfileType::Localhost => format!("localhost/{}", profile.localhost_ref),
+    }
+}
+
+/// Whether the pod or one of its containers is to be confined by AppArmor, so that the node must have it.
+pub fn needs_apparmor(pod: &Pod) -> bool {
+    let confined = |profile: Option<cri::SecurityProfile>| {
+        profile.is_some_and(|p| p.profile_type() != cri::security_profile::ProfileType::Unconfined)
+    };
+    confined(apparmor(pod, None)) || spec::containers(pod).any(|(_, c)| confined(apparmor(pod, Some(c))))
+}
+
+fn selinux(options: Option<&SELinuxOptions>) -> Option<cri::SeLinuxOption> {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    options.map(|o| cri::SeLinuxOption {
+        user: text(&o.user),
+        role: text(&o.role),
+        r#type: text(&o.type_),
+        level: text(&o.level),
+    })
+}
+
 fn groups(pod: &Pod) -> Vec<i64> {
     let context = of_pod(pod);
     context.fs_group.into_iter().chain(context.supplemental_groups.iter().flatten().copied()).collect()
@@ -115,6 +166,11 @@ fn groups_policy(pod: &Pod) -> i32 {
         Some("Strict") => cri::SupplementalGroupsPolicy::Strict as i32,
         _ => cri::SupplementalGroupsPolicy::Merge as i32,
     }
+}
+
+/// Whether the pod's processes are to have the groups that it names and no others.
+pub fn wants_strict_groups(pod: &Pod) -> bool {
+    of_pod(pod).supplemental_groups_policy.as_deref() == Some("Strict")
 }
 
 /// The security context of the sandbox: that of its pause process and of what its containers share.
@@ -135,6 +191,8 @@ pub fn sandbox(pod: &Pod, node: &Node) -> cri::LinuxSandboxSecurityContext {
                 .or(Some(&SeccompProfile { type_: "RuntimeDefault".into(), ..Default::default() })),
             node,
         )),
+        selinux_options: selinux(context.se_linux_options.as_ref()),
+        apparmor: apparmor(pod, None),
         ..Default::default()
     }
 }
@@ -161,6 +219,8 @@ pub fn container(
     let unmasked = privileged || own.proc_mount.as_deref() == Some("Unmasked");
     let paths = |list: &[&str]| if unmasked { Vec::new() } else { list.iter().map(|p| (*p).to_owned()).collect() };
     let capabilities = own.capabilities.as_ref();
+    let apparmor = apparmor(pod, Some(container));
+    #[expect(deprecated, reason = "runtimes before containerd 1.6 read the text alone")]
     cri::LinuxContainerSecurityContext {
         capabilities: capabilities.map(|c| cri::Capability {
             add_capabilities: c.add.clone().unwrap_or_default(),
@@ -175,6 +235,9 @@ pub fn container(
         readonly_rootfs: own.read_only_root_filesystem == Some(true),
         supplemental_groups: groups(pod),
         supplemental_groups_policy: groups_policy(pod),
+        selinux_options: selinux(own.se_linux_options.as_ref().or(of_pod.se_linux_options.as_ref())),
+        apparmor_profile: apparmor.as_ref().map(apparmor_text).unwrap_or_default(),
+        apparmor,
         no_new_privs: no_new_privs(own),
         masked_paths: paths(MASKED),
         readonly_paths: paths(READ_ONLY),
@@ -189,3 +252,7 @@ pub fn container(
 fn no_new_privs(context: &SecurityContext) -> bool {
     context.allow_privilege_escalation == Some(false)
 }
+
+#[cfg(test)]
+#[path = "security_tests.rs"]
+mod tests;

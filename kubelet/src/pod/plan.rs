@@ -90,12 +90,14 @@ pub enum Cause {
     SandboxChanged,
     /// It gets other resources, and its resize policy asks for a restart.
     Resized,
+    /// Another container's end restarts all of them.
+    AllRestart,
 }
 
 impl Cause {
     /// Whether the container is stopped in order to be started again.
     pub fn starts_anew(&self) -> bool {
-        matches!(self, Self::DefinitionChanged | Self::Probe(_) | Self::Resized)
+        matches!(self, Self::DefinitionChanged | Self::Probe(_) | Self::Resized | Self::AllRestart)
     }
 }
 
@@ -238,7 +240,7 @@ pub struct PodActions {
 
 /// What to do next for the pod.
 pub fn plan(view: &View<'_>) -> PodActions {
-    let mut plan = Planner { view, out: PodActions::default() };
+    let mut plan = Planner { view, round: view.runtime.round(view.pod), out: PodActions::default() };
     match view.ending {
         Some(ending) => plan.end(ending),
         None if view.finished => plan.tidy(),
@@ -249,6 +251,8 @@ pub fn plan(view: &View<'_>) -> PodActions {
 
 struct Planner<'a> {
     view: &'a View<'a>,
+    /// Containers of earlier rounds end, and count as never started.
+    round: u32,
     out: PodActions,
 }
 
@@ -284,13 +288,16 @@ impl<'a> Planner<'a> {
         let sandbox = self.sandbox();
         self.resize_whole(sandbox);
         self.ephemeral(sandbox);
+        if self.end_round() {
+            return;
+        }
         let initialized = self.initialized(sandbox);
         let mut hold = false;
         for (role, container) in spec::containers(view.pod) {
             if (role == Role::Main && (hold || !initialized)) || (role == Role::Init && initialized) {
                 continue;
             }
-            let record = sandbox.and_then(|s| view.runtime.newest_in(s, &container.name));
+            let record = sandbox.and_then(|s| self.in_round(s, &container.name));
             match record {
                 Some(r) if role == Role::Init && r.state == State::Exited && r.exit_code == 0 => continue,
                 Some(r) if r.state == State::Running => self.watch_over(role, container, r),
@@ -307,6 +314,25 @@ impl<'a> Planner<'a> {
                 Role::Ephemeral => {}
             }
         }
+    }
+
+    /// The newest container of that name in the sandbox, if it is of this round.
+    fn in_round(&self, sandbox: &str, name: &str) -> Option<&'a ContainerRecord> {
+        self.view.runtime.newest_in(sandbox, name).filter(|record| record.round >= self.round)
+    }
+
+    /// Ends what is left of earlier rounds, at once and without hooks (KEP-5532). Says whether there is any.
+    fn end_round(&mut self) -> bool {
+        let view = self.view;
+        let old = |name: &str| view.runtime.newest(name).filter(|record| record.round < self.round);
+        let running: Vec<&ContainerRecord> = spec::containers(view.pod)
+            .filter_map(|(_, container)| old(&container.name))
+            .filter(|record| record.state == State::Running)
+            .collect();
+        for record in &running {
+            self.kill(record, 0, Cause::AllRestart);
+        }
+        !running.is_empty()
     }
 
     /// Ephemeral containers start as soon as there is a sandbox, each at most once in the pod's life.
@@ -326,7 +352,7 @@ impl<'a> Planner<'a> {
             return true;
         }
         let Some(sandbox) = sandbox else { return false };
-        let record = |c: &Container| self.view.runtime.newest_in(sandbox, &c.name);
+        let record = |c: &Container| self.in_round(sandbox, &c.name);
         spec::spec(self.view.pod).containers.iter().any(|c| record(c).is_some())
             || init.iter().all(|c| {
                 record(c).is_some_and(|r| match spec::is_sidecar(c) {
@@ -461,7 +487,8 @@ impl<'a> Planner<'a> {
         if let Some(r) = ended {
             // After a lost sandbox everything starts again, but what has succeeded for good.
             let rerun_init = role == Role::Init && in_sandbox.is_none();
-            if !rerun_init && !r.comes_back(view.pod, container) {
+            let restarted = r.round < self.round;
+            if !rerun_init && !restarted && !r.comes_back(view.pod, container) {
                 return;
             }
             if let Some(until) = self.backing_off(name, r) {
@@ -606,6 +633,7 @@ impl fmt::Display for Cause {
             Cause::Probe(kind) => write!(f, "failed {} probe", kind.to_string().to_lowercase()),
             Cause::SandboxChanged => f.write_str("its sandbox changed"),
             Cause::Resized => f.write_str("it gets other resources"),
+            Cause::AllRestart => f.write_str("all containers restart"),
         }
     }
 }

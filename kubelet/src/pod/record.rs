@@ -60,8 +60,12 @@ pub struct ContainerRecord {
     pub log_path: String,
     /// The user that runs it, where the runtime says so.
     pub user: Option<(i64, i64, Vec<i64>)>,
+    /// Where something is mounted that is read-only all the way down.
+    pub recursive_read_only: Vec<String>,
     /// The grace period it was created with, for pods that nobody knows any more.
     pub grace: Option<i64>,
+    /// How often all containers had been restarted together when it was made; see [`PodRecord::round`].
+    pub round: u32,
     /// Whether it was stopped in order to be started again (a probe, another image, other resources).
     pub condemned: bool,
     /// When it was first told to us.
@@ -130,9 +134,16 @@ impl ContainerRecord {
             hash: annotation(labels::CONTAINER_HASH).unwrap_or_default().to_owned(),
             log_path: status.log_path.clone(),
             user: user.map(|u| (u.uid, u.gid, u.supplemental_groups.clone())),
+            recursive_read_only: status
+                .mounts
+                .iter()
+                .filter(|mount| mount.recursive_read_only)
+                .map(|mount| mount.container_path.clone())
+                .collect(),
             grace: annotation(labels::DELETION_GRACE_PERIOD)
                 .or(annotation(labels::GRACE_PERIOD))
                 .and_then(|n| n.parse().ok()),
+            round: annotation(labels::RESTART_ROUND).and_then(|n| n.parse().ok()).unwrap_or_default(),
             condemned: false,
             seen: Instant::now(),
         }
@@ -193,6 +204,24 @@ impl PodRecord {
     /// The newest container of that name, in whatever sandbox.
     pub fn newest(&self, name: &str) -> Option<&ContainerRecord> {
         self.containers.iter().find(|c| c.name == name)
+    }
+
+    /// How often all containers of the pod have been restarted together (KEP-5532): a container whose end matches a rule
+    /// with the action RestartAllContainers begins a round. Containers of earlier rounds end and count as never started.
+    pub fn round(&self, pod: &Pod) -> u32 {
+        let begins = |record: &ContainerRecord| {
+            record.state == State::Exited
+                && spec::containers(pod).any(|(_, container)| {
+                    container.name == record.name
+                        && spec::restart_rule(container, record.exit_code) == Some("RestartAllContainers")
+                })
+        };
+        self.containers.iter().map(|record| record.round + u32::from(begins(record))).max().unwrap_or_default()
+    }
+
+    /// The newest container of that name, unless it is of a round before `round`.
+    pub fn current(&self, name: &str, round: u32) -> Option<&ContainerRecord> {
+        self.newest(name).filter(|record| record.round >= round)
     }
 
     /// The newest container of that name in `sandbox`.

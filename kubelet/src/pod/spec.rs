@@ -202,18 +202,23 @@ pub fn restart_policy_of<'a>(pod: &'a Pod, container: &'a Container) -> &'a str 
     container.restart_policy.as_deref().unwrap_or_else(|| restart_policy(pod))
 }
 
+/// The action of the first of the container's rules that its exit code matches.
+pub fn restart_rule(container: &Container, exit_code: i32) -> Option<&str> {
+    let rule = container.restart_policy_rules.iter().flatten().find(|rule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
+            let listed = codes.values.iter().flatten().any(|value| *value == exit_code);
+            if codes.operator == "NotIn" { !listed } else { listed }
+        })
+    });
+    rule.map(|rule| rule.action.as_str())
+}
+
 /// Whether this container is started again after it ended with `exit_code` (none: how it ended is unknown).
 ///
 /// The container's own rules go first, then its own policy, then the pod's.
 pub fn restarts_after(pod: &Pod, container: &Container, exit_code: Option<i32>) -> bool {
-    let rules = container.restart_policy_rules.iter().flatten();
-    for rule in rules {
-        let (Some(codes), Some(code)) = (&rule.exit_codes, exit_code) else { continue };
-        let listed = codes.values.iter().flatten().any(|value| *value == code);
-        let matches = if codes.operator == "NotIn" { !listed } else { listed };
-        if matches && rule.action == "Restart" {
-            return true;
-        }
+    if let Some("Restart" | "RestartAllContainers") = exit_code.and_then(|code| restart_rule(container, code)) {
+        return true;
     }
     let role = role(pod, &container.name);
     if role == Some(Role::Ephemeral) {

@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount,
+    VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::collections::BTreeMap;
@@ -50,11 +51,12 @@ pub struct StatusInput<'a> {
 /// The phase that the containers make, before any verdict from outside.
 pub fn phase(input: &StatusInput<'_>) -> &'static str {
     let pod = input.pod;
+    let round = input.runtime.round(pod);
     for container in spec::init_containers(pod).iter().filter(|c| !spec::is_sidecar(c)) {
         if initialized_by_mains(input) {
             break;
         }
-        match input.runtime.newest(&container.name) {
+        match input.runtime.current(&container.name, round) {
             Some(r) if r.state == State::Exited && r.exit_code == 0 => {}
             Some(r) if r.state == State::Exited && !r.comes_back(pod, container) => {
                 return "Failed";
@@ -64,7 +66,11 @@ pub fn phase(input: &StatusInput<'_>) -> &'static str {
     }
     let mut counts = Counts::default();
     for container in &spec::spec(pod).containers {
-        counts.add(pod, container, input.runtime.newest(&container.name));
+        match input.runtime.newest(&container.name) {
+            // It is about to run again with all others.
+            Some(record) if record.round < round => counts.running += 1,
+            record => counts.add(pod, container, record),
+        }
     }
     counts.phase()
 }
@@ -102,7 +108,8 @@ impl Counts {
 }
 
 fn initialized_by_mains(input: &StatusInput<'_>) -> bool {
-    spec::spec(input.pod).containers.iter().any(|c| input.runtime.newest(&c.name).is_some())
+    let round = input.runtime.round(input.pod);
+    spec::spec(input.pod).containers.iter().any(|c| input.runtime.current(&c.name, round).is_some())
 }
 
 /// Whether every container has ended and none will start again. Once so, always so: what is left of the containers may
@@ -160,6 +167,9 @@ pub fn status(input: &StatusInput<'_>) -> PodStatus {
         observed_generation: pod.metadata.generation,
         allocated_resources: whole.and_then(|all| all.requests.clone()),
         resources: applied.or(whole).cloned(),
+        // Others write which claims the pod has; it keeps what it knows of them.
+        resource_claim_statuses: old.resource_claim_statuses.clone(),
+        extended_resource_claim_status: old.extended_resource_claim_status.clone(),
         ..PodStatus::default()
     };
     if input.failed.is_some() && input.runtime.is_empty() && old.container_statuses.is_none() {
@@ -254,8 +264,24 @@ fn container_status(input: &StatusInput<'_>, old: &PodStatus, role: Role, contai
         user: record.user.as_ref().map(|(uid, gid, groups)| ContainerUser {
             linux: Some(LinuxContainerUser { uid: *uid, gid: *gid, supplemental_groups: Some(groups.clone()) }),
         }),
+        volume_mounts: volume_mounts(container, record),
         ..ContainerStatus::default()
     }
+}
+
+/// What is mounted into the container, and whether it is read-only all the way down.
+fn volume_mounts(container: &Container, record: &ContainerRecord) -> Option<Vec<VolumeMountStatus>> {
+    let recursive = |path: &str| record.recursive_read_only.iter().any(|known| known == path);
+    let status = |mount: &VolumeMount| VolumeMountStatus {
+        name: mount.name.clone(),
+        mount_path: mount.mount_path.clone(),
+        read_only: mount.read_only.filter(|read_only| *read_only),
+        recursive_read_only: (mount.read_only == Some(true))
+            .then(|| if recursive(&mount.mount_path) { "Enabled" } else { "Disabled" }.to_owned()),
+        ..VolumeMountStatus::default()
+    };
+    let mounts = container.volume_mounts.as_ref().filter(|mounts| !mounts.is_empty());
+    mounts.map(|mounts| mounts.iter().map(status).collect())
 }
 
 /// A container that the runtime does not hold: not made yet, or made once and collected since.
@@ -333,6 +359,10 @@ fn conditions(input: &StatusInput<'_>, old: &PodStatus, status: &PodStatus) -> V
         let error = input.resize_error;
         list.push((RESIZE_IN_PROGRESS, (true, error.map(|_| "Error"), error.map(str::to_owned))));
     }
+    let could = |c: &Container| c.restart_policy_rules.iter().flatten().any(|r| r.action == "RestartAllContainers");
+    if spec::containers(input.pod).any(|(_, container)| could(container)) {
+        list.push((ALL_RESTARTING, all_restarting(input, phase)));
+    }
     let owned: Vec<PodCondition> = list.into_iter().map(|(kind, answer)| condition(input, old, kind, answer)).collect();
     // Others' conditions (readiness gates, DisruptionTarget) stay as they are.
     let over = |kind: &str| RESIZE_CONDITIONS.contains(&kind);
@@ -342,10 +372,27 @@ fn conditions(input: &StatusInput<'_>, old: &PodStatus, status: &PodStatus) -> V
     owned.into_iter().chain(others).collect()
 }
 
+const ALL_RESTARTING: &str = "AllContainersRestarting";
 const RESIZE_PENDING: &str = "PodResizePending";
 const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 /// Conditions that go away when they are no longer so.
 pub const RESIZE_CONDITIONS: [&str; 2] = [RESIZE_PENDING, RESIZE_IN_PROGRESS];
+
+/// Whether containers of an earlier round still run (KEP-5532).
+fn all_restarting(input: &StatusInput<'_>, phase: &str) -> Answer {
+    let round = input.runtime.round(input.pod);
+    let left =
+        |c: &Container| input.runtime.newest(&c.name).is_some_and(|r| r.round < round && r.state == State::Running);
+    match phase {
+        "Succeeded" => (false, Some("PodCompleted"), None),
+        "Failed" => (false, Some("PodFailed"), None),
+        _ if !input.ending && spec::containers(input.pod).any(|(_, container)| left(container)) => {
+            let message = "container exited with restart policy rule";
+            (true, Some("RestartAllContainersStarted"), Some(message.to_owned()))
+        }
+        _ => answer(false),
+    }
+}
 
 /// Whether a container still runs with other resources than it was granted.
 fn is_resizing(input: &StatusInput<'_>) -> bool {
@@ -442,4 +489,34 @@ fn ungated(pod: &Pod, old: &PodStatus) -> Option<String> {
         })
         .collect();
     (!missing.is_empty()).then(|| missing.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use bosun_proto::cri;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_mount_says_whether_it_is_read_only_all_the_way_down() {
+        let container: Container = serde_json::from_value(json!({"name": "c", "volumeMounts": [
+            {"name": "a", "mountPath": "/a", "readOnly": true, "recursiveReadOnly": "IfPossible"},
+            {"name": "b", "mountPath": "/b", "readOnly": true},
+            {"name": "c", "mountPath": "/c", "readOnly": false}]}))
+        .unwrap();
+        let mount = |path: &str, recursive_read_only| cri::Mount {
+            container_path: path.into(),
+            recursive_read_only,
+            ..Default::default()
+        };
+        let status = cri::ContainerStatus { mounts: vec![mount("/a", true), mount("/b", false)], ..Default::default() };
+        let record = ContainerRecord::from_status(&status, "s");
+        let golden = json!([
+            {"name": "a", "mountPath": "/a", "readOnly": true, "recursiveReadOnly": "Enabled"},
+            {"name": "b", "mountPath": "/b", "readOnly": true, "recursiveReadOnly": "Disabled"},
+            {"name": "c", "mountPath": "/c"}]);
+        assert_eq!(serde_json::to_value(volume_mounts(&container, &record)).unwrap(), golden);
+        assert_eq!(volume_mounts(&Container::default(), &record), None);
+    }
 }

@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 
 use super::{Upkeep, blocking, runtime_file_systems};
 use crate::cri::Runtime;
+use crate::images::pulled;
 
 /// How often images are looked at, as in stock.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -52,11 +53,13 @@ pub(super) struct Collector {
     runtime: Arc<dyn Runtime>,
     policy: Policy,
     records: Mutex<Records>,
+    /// Who may use which image; what is gone is forgotten.
+    pulled: Option<Arc<pulled::Records>>,
 }
 
 impl Collector {
-    pub(super) fn new(runtime: Arc<dyn Runtime>, policy: Policy) -> Self {
-        Self { runtime, policy, records: Mutex::default() }
+    pub(super) fn new(runtime: Arc<dyn Runtime>, policy: Policy, pulled: Option<Arc<pulled::Records>>) -> Self {
+        Self { runtime, policy, records: Mutex::default(), pulled }
     }
 
     /// The images of the node, and whether containers use them.
@@ -85,7 +88,12 @@ impl Collector {
 
     /// Notes which images are used now.
     async fn detect(&self) -> Result<Vec<Image>, Failure> {
+        let began = Timestamp::now();
         let images = self.list().await?;
+        if let Some(pulled) = self.pulled.clone() {
+            let present = images.iter().map(|image| image.id.clone()).collect();
+            blocking(move || pulled.prune(&present, began)).await;
+        }
         self.records.lock().await.detect(&images, Timestamp::now());
         Ok(images)
     }

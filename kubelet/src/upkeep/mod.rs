@@ -152,7 +152,8 @@ impl Upkeep {
         settings: Settings,
         strain: watch::Sender<Strain>,
     ) -> Arc<Self> {
-        let images = images::Collector::new(context.runtime.clone(), settings.images);
+        let images =
+            images::Collector::new(context.runtime.clone(), settings.images, context.images.records().cloned());
         let cgroups = Hierarchy::new("/sys/fs/cgroup");
         Arc::new(Self { context, pods, offer, recorder, settings, images, strain, cgroups })
     }

@@ -1,16 +1,19 @@
 //! Volumes by claim: the claim leads to a persistent volume, which says where the data is. Local and hostPath volumes
-//! are known here; any other kind is an error that names it.
+//! are known here, CSI in [`super::csi`], NFS in [`super::nfs`]; any other kind is an error that names it.
 //!
 //! Where a claim's volume is, is kept beside the pod, so that containers that start later (or under a later kubelet)
 //! need not ask the API server.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
+use bosun_api::scheduling::matches_node_selector_term;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use nix::mount::{MsFlags, mount};
 
+use super::csi::CsiVolumes;
 use super::journal::{Journal, Kind};
 use super::ownership::{self, Policy};
 use super::{empty_dir, host_path};
@@ -28,7 +31,7 @@ pub(super) fn is_read_only(volume: &Volume) -> bool {
     volume.persistent_volume_claim.as_ref().is_some_and(|claim| claim.read_only == Some(true))
 }
 
-/// The persistent volume that the claim is bound to.
+/// The persistent volume that the claim is bound to, and the claim.
 ///
 /// # Errors
 /// Why not, in stock's words.
@@ -37,7 +40,7 @@ pub(super) async fn resolve(
     objects: &dyn Objects,
     volume: &Volume,
     name: &str,
-) -> Result<PersistentVolume, String> {
+) -> Result<(PersistentVolume, PersistentVolumeClaim), String> {
     let namespace = spec::namespace(pod);
     let failed = |why: String| format!("error processing PVC {namespace}/{name}: {why}");
     let fetched = |why: String| failed(format!("failed to fetch PVC from API server: {why}"));
@@ -48,7 +51,20 @@ pub(super) async fn resolve(
     let found = objects.persistent_volume(&pv_name).await.map_err(fetched)?;
     let found = found.ok_or_else(|| fetched(format!("persistentvolumes {pv_name:?} not found")))?;
     check_reference(&found, &claim).and_then(|()| check_mode(pod, volume, &found)).map_err(failed)?;
-    Ok(found)
+    Ok((found, claim))
+}
+
+/// Whether the volume can be used on this node.
+///
+/// # Errors
+/// It cannot, or it is not known; in stock's words.
+pub(super) async fn check_affinity(found: &PersistentVolume, csi: &CsiVolumes) -> Result<(), String> {
+    let affinity = found.spec.as_ref().and_then(|s| s.node_affinity.as_ref()).and_then(|a| a.required.as_ref());
+    let Some(selector) = affinity else { return Ok(()) };
+    // Without an API server there are no labels to go by.
+    let Some(node) = csi.node().await? else { return Ok(()) };
+    let fits = selector.node_selector_terms.iter().any(|term| matches_node_selector_term(term, &node));
+    if fits { Ok(()) } else { Err("no matching NodeSelectorTerms".to_owned()) }
 }
 
 fn bound_to(pod: &Pod, volume: &Volume, claim: &PersistentVolumeClaim) -> Result<String, String> {
@@ -89,7 +105,7 @@ fn check_mode(pod: &Pod, volume: &Volume, found: &PersistentVolume) -> Result<()
     let is_device = devices.any(|device| device.name == volume.name);
     let name = &volume.name;
     match (mode, is_device) {
-        ("Block", true) => Err(format!("volume {name} is a block volume, which this kubelet does not support")),
+        ("Block", true) => Ok(()),
         ("Block", false) => Err(format!("volume {name} has volumeMode Block, but is specified in volumeMounts")),
         (mode, true) => Err(format!("volume {name} has volumeMode {mode}, but is specified in volumeDevices")),
         _ => Ok(()),
@@ -118,12 +134,15 @@ pub(super) struct Use {
 pub(super) fn set_up(found: &PersistentVolume, user: &Use) -> Result<(), String> {
     let name = found.metadata.name.as_deref().unwrap_or_default();
     let source = found.spec.clone().unwrap_or_default();
+    let block = source.volume_mode.as_deref() == Some("Block");
     let path = match (&source.host_path, &source.local) {
+        (Some(_), _) if block => return Err(format!("hostPath volume {name} cannot be a device; use a local volume")),
+        (None, Some(local)) if block => link_device(name, Path::new(&local.path), user)?,
         (Some(path), _) => host_path::check(path).map(|()| PathBuf::from(&path.path))?,
         (None, Some(local)) => mount_local(name, Path::new(&local.path), user)?,
         (None, None) => {
             return Err(format!(
-                "persistent volume {name} is {}; this kubelet supports local and hostPath",
+                "persistent volume {name} is {}; this kubelet supports csi, local, nfs and hostPath",
                 kind(&source)
             ));
         }
@@ -146,6 +165,30 @@ fn kind(source: &impl serde::Serialize) -> String {
     let value = serde_json::to_value(source).unwrap_or_default();
     let mut fields = value.as_object().into_iter().flat_map(|o| o.keys()).filter(|k| !NO_SOURCES.contains(&k.as_str()));
     fields.next().map_or("of no kind".to_owned(), |kind| format!("of kind {kind}"))
+}
+
+/// Makes the device known below the pod's folder, as stock does.
+fn link_device(name: &str, path: &Path, user: &Use) -> Result<PathBuf, String> {
+    let shown = path.display();
+    match fs::metadata(path) {
+        Ok(meta) if meta.file_type().is_block_device() => {}
+        Ok(_) => return Err(format!("local volume {shown} is no block device")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(format!("path {shown:?} does not exist")),
+        Err(error) => return Err(format!("look at {shown}: {error}")),
+    }
+    let folder = user.pod.join("volumeDevices/kubernetes.io~local-volume");
+    let link = folder.join(name);
+    let make = || {
+        super::make_dir(&folder, 0o750)?;
+        match fs::read_link(&link) {
+            Ok(known) if known == path => return Ok(()),
+            Ok(_) => fs::remove_file(&link)?,
+            Err(_) => {}
+        }
+        symlink(path, &link)
+    };
+    make().map_err(|error: io::Error| format!("link to {shown} at {}: {error}", link.display()))?;
+    Ok(link)
 }
 
 fn mount_local(name: &str, path: &Path, user: &Use) -> Result<PathBuf, String> {
@@ -189,7 +232,7 @@ fn kept(pod: &Path, volume: &str) -> PathBuf {
     pod.join("claims").join(format!("{volume}.json"))
 }
 
-fn keep(user: &Use, path: &Path) -> io::Result<()> {
+pub(super) fn keep(user: &Use, path: &Path) -> io::Result<()> {
     let file = kept(&user.pod, &user.volume);
     let bytes = serde_json::to_vec(path)?;
     if fs::read(&file).ok().as_ref() == Some(&bytes) {
@@ -207,6 +250,7 @@ pub(super) fn place(pod: &Path, volume: &str) -> Option<PathBuf> {
 /// Whether nothing is left to do: a claim that is deleted while its pod runs must not hold up the pod's other volumes.
 pub(super) fn is_ready(pod: &Path, volume: &str) -> io::Result<bool> {
     match place(pod, volume) {
+        Some(path) if path.is_symlink() => Ok(path.exists()),
         Some(path) if path.starts_with(pod) => Ok(path.is_dir() && empty_dir::is_mounted(pod, &path)?),
         known => Ok(known.is_some()),
     }
@@ -214,7 +258,7 @@ pub(super) fn is_ready(pod: &Path, volume: &str) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use serde_json::{Value, json};
 
@@ -335,9 +379,45 @@ pv1";
             assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
             tear_down::run(&pods, "u2").unwrap();
 
-            let other = json!({"metadata": {"name": "pv2"}, "spec": {"csi": {"driver": "d", "volumeHandle": "h"}}});
+            let other = json!({"metadata": {"name": "pv2"}, "spec": {"rbd": {"image": "i", "monitors": []}}});
             let error = set_up(&serde_json::from_value(other).unwrap(), &user).unwrap_err();
-            assert_eq!(error, "persistent volume pv2 is of kind csi; this kubelet supports local and hostPath");
+            assert_eq!(
+                error,
+                "persistent volume pv2 is of kind rbd; this kubelet supports csi, local, nfs and hostPath"
+            );
         });
+    }
+
+    #[test]
+    fn a_local_device_is_linked_and_a_folder_is_no_device() {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+        let root = tempfile::tempdir().unwrap();
+        let (pods, device) = (root.path().join("pods"), root.path().join("device"));
+        mknod(&device, SFlag::S_IFBLK, Mode::S_IRUSR, makedev(7, 250)).unwrap();
+        let user = Use {
+            pod: pods.join("u1"),
+            volume: "v".into(),
+            read_only: false,
+            group: Some(2000),
+            policy: Policy::Always,
+        };
+        let pv = |path: &Path| -> PersistentVolume {
+            let spec = json!({"volumeMode": "Block", "local": {"path": path}});
+            serde_json::from_value(json!({"metadata": {"name": "pv1"}, "spec": spec})).unwrap()
+        };
+        set_up(&pv(&device), &user).unwrap();
+        set_up(&pv(&device), &user).unwrap();
+        let link = pods.join("u1/volumeDevices/kubernetes.io~local-volume/pv1");
+        assert_eq!((place(&user.pod, "v"), fs::read_link(&link).unwrap()), (Some(link), device.clone()));
+        assert!(is_ready(&user.pod, "v").unwrap());
+        tear_down::run(&pods, "u1").unwrap();
+        assert!(device.exists() && !pods.join("u1").exists());
+        let error = set_up(&pv(root.path()), &user).unwrap_err();
+        assert_eq!(error, format!("local volume {} is no block device", root.path().display()));
+        let host =
+            json!({"metadata": {"name": "pv2"}, "spec": {"volumeMode": "Block", "hostPath": {"path": "/dev/x"}}});
+        let error = set_up(&serde_json::from_value(host).unwrap(), &user).unwrap_err();
+        assert_eq!(error, "hostPath volume pv2 cannot be a device; use a local volume");
     }
 }

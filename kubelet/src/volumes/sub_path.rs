@@ -56,6 +56,24 @@ pub(super) fn bind(volume: &Path, sub: &Path, place: &Place<'_>, create: bool) -
     bind_to(&opened, place).map_err(Failed::Prepare)
 }
 
+/// The text of a file in the volume at `volume`, of `limit` bytes at most; none if it is not there.
+pub(crate) fn read(volume: &Path, sub: &Path, limit: u64) -> io::Result<Option<String>> {
+    let opened = open_volume(volume).and_then(|root| beneath(&root, sub, OFlag::O_RDONLY | OFlag::O_NONBLOCK));
+    let file = match opened {
+        Ok(opened) => fs::File::from(opened),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let known = file.metadata()?;
+    if !known.is_file() || known.len() > limit {
+        let what = format!("not a regular file of {limit} bytes at most");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(file, limit), &mut text)?;
+    Ok(Some(text))
+}
+
 fn open_volume(volume: &Path) -> io::Result<OwnedFd> {
     let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC);
     Ok(openat2(nix::fcntl::AT_FDCWD, volume, how)?)

@@ -44,8 +44,7 @@ pub(super) fn plan(mounted: &[PathBuf], journal: &[Entry]) -> Vec<Step> {
 /// The first thing that would not go; the rest was still tried. While anything is mounted, nothing is deleted.
 pub(super) fn run(pods: &Path, uid: &str) -> Result<(), VolumeError> {
     let folder = pods.join(uid);
-    let failed = |path: &Path, source: io::Error| VolumeError::Remove { path: path.display().to_string(), source };
-    if uid.is_empty() || uid.contains('/') || uid.starts_with('.') {
+    if !is_uid(uid) {
         return Ok(());
     }
     let is_folder = fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_dir());
@@ -63,6 +62,34 @@ pub(super) fn run(pods: &Path, uid: &str) -> Result<(), VolumeError> {
         }
     }
     first.map_or(Ok(()), Err)
+}
+
+/// Unmounts what is mounted below the pod's folder, but what is mounted right at the places of `keep`.
+///
+/// # Errors
+/// The first thing that would not go; the rest was still tried.
+pub(super) fn unmount_others(pods: &Path, uid: &str, keep: &[PathBuf]) -> Result<(), VolumeError> {
+    let folder = pods.join(uid);
+    if !is_uid(uid) || fs::symlink_metadata(&folder).map_or(true, |meta| !meta.is_dir()) {
+        return Ok(());
+    }
+    let kept = |path: &PathBuf| keep.contains(&folder.join(path));
+    let mounted = mountinfo::below(&folder).map_err(|error| failed(&folder, error))?;
+    let mut first = None;
+    for path in mounted.iter().rev().filter(|path| !kept(path)) {
+        if let Err(error) = unmount(&folder, path) {
+            first.get_or_insert(failed(&folder.join(path), error));
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
+
+fn is_uid(name: &str) -> bool {
+    !(name.is_empty() || name.contains('/') || name.starts_with('.'))
+}
+
+fn failed(path: &Path, source: io::Error) -> VolumeError {
+    VolumeError::Remove { path: path.display().to_string(), source }
 }
 
 /// Unmounts a place below the pod's folder. It is opened without following a link: a container may have swapped a

@@ -1,6 +1,10 @@
 //! One worker a pod: a task that takes in what changes, asks [`plan`] what to do, lets each action run as a task of its
 //! own and shows the result. Serial in its decisions, never blocked by its actions; no worker waits for another.
 
+mod outcome;
+mod resize;
+mod rounds;
+mod show;
 mod tasks;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,21 +17,23 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api_status::{self, WriteError};
+use crate::api_status::WriteError;
 use crate::context::Context;
 use crate::metrics::PodName;
 use crate::observe::Owner;
 use crate::pod::plan::{Action, Ending, Failure, PodActions, Task, View, Volumes, Waiting, active_deadline, plan};
-use crate::pod::probe::{Due, ProbeKind, Probes, Remembered};
+use crate::pod::probe::{Due, Probes, Remembered};
 use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
-use crate::pod::resize::{self, Allocation, Answer};
+use crate::pod::resize::{Allocation, Answer};
 use crate::pod::restart::RestartDelay;
 use crate::pod::spec;
-use crate::pod::status::{StatusInput, is_finished, status};
+use crate::pod::status::{StatusInput, is_finished};
 use crate::probes::Outcome;
+use resize::granted;
+pub use rounds::Workers;
+use rounds::{Rounds, Tasks};
 use tasks::{Ready, TaskResult};
 
 /// News for a worker.
@@ -47,6 +53,8 @@ pub enum Message {
     ObjectsChanged,
     /// The node's answer to the resources that the newest definition asks for.
     Resize(Answer),
+    /// Something that its status shows may have changed.
+    Look,
     /// The mirror pod of this static pod, as the API server has it; none if it is not there.
     Mirror(Option<Arc<Pod>>),
     /// The node keeps the pod no longer: it fails with this verdict and ends.
@@ -120,6 +128,7 @@ pub fn spawn(
     ended: mpsc::UnboundedSender<String>,
     cancel: CancellationToken,
 ) -> Handle {
+    let seen = Instant::now();
     let (messages, inbox) = mpsc::unbounded_channel();
     let snapshot = Arc::new(Mutex::new(Snapshot { pod: pod.clone(), runtime: start.runtime.clone() }));
     let handle = Handle { messages: messages.clone(), snapshot: snapshot.clone() };
@@ -127,6 +136,7 @@ pub fn spawn(
     // What others reckon with is what was granted.
     handle.snapshot.lock().unwrap_or_else(PoisonError::into_inner).pod = worker.pod.clone();
     tokio::spawn(async move {
+        worker.context.workers.started(seen);
         let uid = worker.uid.clone();
         if worker.run(inbox, cancel).await {
             let _ = ended.send(uid);
@@ -134,11 +144,6 @@ pub fn spawn(
     });
     handle
 }
-
-/// How long a resize that the runtime or the kernel refused is left alone.
-const RESIZE_RETRY: SignedDuration = SignedDuration::from_secs(10);
-/// How long a change of the status that is not urgent waits for others, to be written with them.
-const GATHER: SignedDuration = SignedDuration::from_millis(100);
 
 enum Done {
     Action(Task, Box<TaskResult>),
@@ -178,6 +183,8 @@ struct Worker {
     resizing: bool,
     /// What containers that are being started are given.
     starting: BTreeMap<String, ResourceRequirements>,
+    /// Containers of which others told while they were being started, should the task that does it not tell.
+    made: BTreeMap<String, ContainerRecord>,
     restarts: BTreeMap<String, RestartDelay>,
     told_backoff: BTreeMap<String, Timestamp>,
     probes: Probes,
@@ -192,7 +199,8 @@ struct Worker {
     ending: Option<Ending>,
     ended: bool,
     busy: BTreeSet<Task>,
-    tasks: JoinSet<Done>,
+    tasks: Tasks<Done>,
+    rounds: Rounds,
     watched: BTreeSet<String>,
     sent: Option<PodStatus>,
     writing: bool,
@@ -254,6 +262,7 @@ impl Worker {
             resize_failure: None,
             resizing: false,
             starting: BTreeMap::new(),
+            made: BTreeMap::new(),
             restarts: BTreeMap::new(),
             told_backoff: BTreeMap::new(),
             probes: Probes::remembering(remembered.clone()),
@@ -262,7 +271,8 @@ impl Worker {
             ending: None,
             ended: false,
             busy: BTreeSet::new(),
-            tasks: JoinSet::new(),
+            tasks: Tasks::new(),
+            rounds: Rounds::default(),
             watched: BTreeSet::new(),
             sent,
             writing: false,
@@ -325,13 +335,16 @@ impl Worker {
                 }
             }
             // Of a container that is being started, the task that does it tells.
-            Message::Container(record) if record.state == State::Created && self.is_starting(&record.name) => {}
+            Message::Container(record) if record.state == State::Created && self.is_starting(&record.name) => {
+                self.made.insert(record.name.clone(), *record);
+            }
             Message::Container(record) => drop(self.merge(*record)),
             Message::Sandbox(record) => drop(self.runtime.merge_sandbox(record)),
             Message::Listed(since, ids) => drop(self.runtime.retain(since, |id| ids.contains(id))),
             Message::ObjectsChanged => self.volumes_stale(),
             Message::Resize(answer) => self.answer_resize(answer),
             Message::End(verdict) => self.end(*verdict),
+            Message::Look => {}
             Message::Mirror(mirror) => {
                 self.mirror_known = true;
                 self.mirror(mirror.as_deref());
@@ -384,9 +397,15 @@ impl Worker {
     }
 
     fn update(&mut self, new: &Arc<Pod>) {
+        self.rounds.updated();
         let mut pod = (**new).clone();
-        let theirs = pod.status.take().and_then(|s| s.conditions).unwrap_or_default();
+        let status = pod.status.take().unwrap_or_default();
+        let theirs = status.conditions.unwrap_or_default();
         let mut own = self.pod.status.clone().unwrap_or_default();
+        // Which claims the pod has is for others to say.
+        own.resource_claim_statuses = status.resource_claim_statuses.or(own.resource_claim_statuses);
+        own.extended_resource_claim_status =
+            status.extended_resource_claim_status.or(own.extended_resource_claim_status);
         // Conditions that others write (readiness gates, disruption) come from them, the rest is ours.
         let conditions = own.conditions.get_or_insert_with(Vec::new);
         conditions.retain(|c| OWN_CONDITIONS.contains(&c.type_.as_str()));
@@ -401,52 +420,6 @@ impl Worker {
             self.answer = Answer::Granted;
         }
         (self.pod, self.wanted) = (pod, wanted);
-    }
-
-    /// Takes in what the node said to the resources that the pod asks for.
-    fn answer_resize(&mut self, answer: Answer) {
-        let Some(wanted) = self.wanted.clone() else { return };
-        let report = &self.context.report;
-        if let Some((reason, text)) = answer.pending() {
-            if answer != self.answer {
-                let message = resize::message(reason, &wanted, text);
-                report.pod(&self.pod, EventType::Warning, &format!("Resize{reason}"), message);
-            }
-            self.answer = answer;
-            return;
-        }
-        report.pod(&self.pod, EventType::Normal, "ResizeStarted", resize::message("started", &wanted, ""));
-        self.allocation.grant(&wanted);
-        (self.answer, self.resize_failure, self.resizing) = (answer, None, true);
-        self.pod = Arc::new(Pod { status: self.pod.status.clone(), ..(*wanted).clone() });
-        self.wanted = None;
-        // What was granted is kept before it is acted on.
-        self.keep_allocation();
-    }
-
-    /// Keeps what was granted and given once the pod has a folder, if there is anything to keep.
-    fn keep_allocation(&mut self) {
-        let runs = |id: &str| id == resize::WHOLE || self.runtime.running().any(|container| container.id == id);
-        self.allocation.applied.retain(|id, _| runs(id));
-        if self.allocation.is_trivial() || self.kept_allocation.as_ref() == Some(&self.allocation) {
-            return;
-        }
-        if tasks::keep_allocation(&self.context.node, &self.pod, &self.allocation) {
-            self.kept_allocation = Some(self.allocation.clone());
-        }
-    }
-
-    /// An event once a granted resize has been brought about.
-    fn tell_resized(&mut self) {
-        let done = self.resizing
-            && self.pod.status.as_ref().is_none_or(|status| {
-                status.conditions.iter().flatten().all(|condition| condition.type_ != "PodResizeInProgress")
-            });
-        if done && self.ending.is_none() {
-            self.resizing = false;
-            let message = resize::message("completed", &self.pod, "");
-            self.context.report.pod(&self.pod, EventType::Normal, "ResizeCompleted", message);
-        }
     }
 
     fn volumes_stale(&mut self) {
@@ -466,6 +439,9 @@ impl Worker {
         let actions = self.decide(now);
         wake.at(actions.wake);
         self.ended = actions.ended;
+        if self.ended {
+            self.context.alignment.release(&self.uid);
+        }
         self.tell_backoff(&actions.waiting, now);
         self.waiting = actions.waiting;
         for action in actions.actions {
@@ -479,6 +455,7 @@ impl Worker {
         self.show(now);
         self.tell_resized();
         self.remember();
+        self.rounds.decided(&self.context.workers, !self.busy.is_empty(), self.ending.is_some(), Instant::now());
         wake.at(self.write(now));
         wake.0
     }
@@ -575,6 +552,7 @@ impl Worker {
         if !self.busy.insert(task.clone()) {
             return;
         }
+        self.tasks.act(&self.pod, &action, self.ending.is_some());
         let context = self.context.clone();
         let pod = self.pod.clone();
         let done = move |result| Done::Action(task, Box::new(result));
@@ -613,6 +591,7 @@ impl Worker {
                 self.images.remove(&container);
                 let Some(ready) = self.ready.remove(&container) else {
                     self.busy.remove(&Task::Start(container));
+                    self.tasks.nothing();
                     return;
                 };
                 if let Some((_, definition)) = spec::container(&pod, &container) {
@@ -627,6 +606,7 @@ impl Worker {
                     pod,
                     container,
                     attempt,
+                    round: self.runtime.round(&self.pod),
                     ips: self.pod_ips(&sandbox),
                     sandbox,
                     ready,
@@ -681,251 +661,6 @@ impl Worker {
         }
         wake
     }
-
-    fn finish(&mut self, done: Done) {
-        let now = Timestamp::now();
-        match done {
-            Done::Action(task, result) => {
-                self.busy.remove(&task);
-                self.apply(task, *result, now);
-            }
-            Done::Probe(due, outcome) => self.probed(&due, outcome, now),
-            Done::Sent(status, result) => {
-                self.writing = false;
-                match result {
-                    Ok(()) => {
-                        self.write_backoff.reset();
-                        self.sent = Some(*status);
-                    }
-                    Err(WriteError::Gone) => self.sent = Some(*status),
-                    Err(WriteError::Other(error)) => {
-                        tracing::warn!(pod = spec::title(&self.pod), error, "the pod's status was not written");
-                        self.write_after = now.checked_add(self.write_backoff.next_delay()).ok();
-                    }
-                }
-            }
-            Done::Deleted(result) => {
-                self.writing = false;
-                match result {
-                    Ok(()) | Err(WriteError::Gone) => self.deleted = true,
-                    Err(WriteError::Other(error)) => {
-                        tracing::warn!(pod = spec::title(&self.pod), error, "the pod was not deleted");
-                        self.write_after = now.checked_add(self.write_backoff.next_delay()).ok();
-                    }
-                }
-            }
-            Done::MirrorWritten(result) => {
-                self.writing = false;
-                if let Err(error) = result {
-                    tracing::warn!(pod = spec::title(&self.pod), %error, "the mirror pod was not written");
-                    self.write_after = now.checked_add(self.write_backoff.next_delay()).ok();
-                }
-            }
-        }
-    }
-
-    fn apply(&mut self, task: Task, result: TaskResult, now: Timestamp) {
-        match result {
-            TaskResult::Mounted(Ok(made)) => {
-                self.volumes = Volumes::Mounted;
-                self.refresh = made.refresh;
-            }
-            TaskResult::Mounted(Err(message)) => {
-                // What is mounted stays good for what runs; a new pod waits.
-                let retry = now + SignedDuration::from_secs(2);
-                self.volumes = Volumes::Failed(Failure { reason: "FailedMount".into(), message, retry });
-            }
-            TaskResult::CleanedUp(Ok(())) => self.volumes = Volumes::Removed,
-            TaskResult::CleanedUp(Err(message)) => {
-                tracing::warn!(pod = spec::title(&self.pod), message, "the pod's folders were not removed");
-                let retry = now + SignedDuration::from_secs(2);
-                self.volumes = Volumes::Failed(Failure { reason: "FailedUnmount".into(), message, retry });
-            }
-            TaskResult::Collected(ids) => {
-                self.runtime.containers.retain(|c| !ids.contains(&c.id));
-                self.runtime.sandboxes.retain(|s| !ids.contains(&s.id));
-            }
-            TaskResult::Sandbox(Ok(record)) => {
-                self.sandbox_failure = None;
-                self.sandbox_backoff.reset();
-                self.runtime.merge_sandbox(record);
-            }
-            TaskResult::SandboxStopped(id, Ok(())) => {
-                self.sandbox_failure = None;
-                for sandbox in self.runtime.sandboxes.iter_mut().filter(|s| s.id == id) {
-                    (sandbox.ready, sandbox.stopped) = (false, true);
-                }
-            }
-            TaskResult::Sandbox(Err(message)) | TaskResult::SandboxStopped(_, Err(message)) => {
-                let retry = now.checked_add(self.sandbox_backoff.next_delay()).unwrap_or(now);
-                self.sandbox_failure = Some(Failure { reason: "FailedCreatePodSandBox".into(), message, retry });
-            }
-            TaskResult::Prepared(Ok(ready)) => {
-                let Task::Image(container) = task else { return };
-                self.start_failures.remove(&container);
-                self.images.insert(container.clone(), Ok(ready.image.reference.clone()));
-                self.ready.insert(container, ready);
-            }
-            TaskResult::Prepared(Err(failure)) => {
-                let Task::Image(container) = task else { return };
-                self.images.insert(container, Err(failure));
-            }
-            TaskResult::Started(records, failure) => {
-                let Task::Start(container) = task else { return };
-                for record in records {
-                    self.merge(record);
-                }
-                if let Some(failure) = failure {
-                    self.start_failures.insert(container, failure);
-                }
-            }
-            TaskResult::Resized(id, Ok(resources)) => {
-                self.resize_failure = None;
-                self.allocation.applied.insert(id, resources);
-                self.keep_allocation();
-            }
-            TaskResult::Resized(_, Err(message)) => {
-                let text = resize::message("error", &self.pod, &message);
-                self.context.report.pod(&self.pod, EventType::Warning, "ResizeError", text);
-                let retry = now + RESIZE_RETRY;
-                self.resize_failure = Some(Failure { reason: "Error".into(), message, retry });
-            }
-            TaskResult::Killed(record) => {
-                if let Some(record) = record {
-                    self.merge(record);
-                }
-            }
-        }
-    }
-
-    fn probed(&mut self, due: &Due, outcome: Outcome, now: Timestamp) {
-        let report = &self.context.report;
-        let unhealthy = |text: &str| {
-            let message = format!("{} probe failed: {text}", due.kind);
-            report.container(&self.pod, &due.container, EventType::Warning, "Unhealthy", message);
-        };
-        let success = match &outcome {
-            Outcome::Success => true,
-            Outcome::Failure(text) => {
-                unhealthy(text);
-                false
-            }
-            Outcome::Undecided(text) => {
-                let message = format!("{} probe errored: {text}", due.kind);
-                report.container(&self.pod, &due.container, EventType::Warning, "Unhealthy", message);
-                return self.probes.skip(&self.pod, due, now);
-            }
-        };
-        let changed = self.probes.record(&self.pod, due, success, now);
-        if changed && !success && due.kind != ProbeKind::Readiness {
-            tracing::info!(pod = spec::title(&self.pod), container = due.container, "{} probe failed", due.kind);
-        }
-    }
-
-    /// Computes the status and shows it to those who ask this process.
-    fn show(&mut self, now: Timestamp) {
-        let mut new = status(&self.input(now));
-        if let Some(condition) = &self.disruption {
-            bosun_api::pod::set_condition(&mut new, condition.clone());
-        }
-        if self.pod.status.as_ref() != Some(&new) {
-            Arc::make_mut(&mut self.pod).status = Some(new);
-        }
-        let mut snapshot = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
-        snapshot.pod = self.pod.clone();
-        snapshot.runtime = self.runtime.clone();
-    }
-
-    /// Keeps readiness and resources on disk, so that a restart of the kubelet flips and forgets nothing.
-    fn remember(&mut self) {
-        if self.ending.is_some() {
-            return;
-        }
-        self.keep_allocation();
-        let kept = self.probes.to_remember(&self.pod, &self.runtime);
-        if kept != self.remembered {
-            tasks::keep(&self.context.node, &self.pod, &kept);
-            self.remembered = kept;
-        }
-    }
-
-    /// Writes to the API server what it does not know yet: at most one write at a time, the latest state wins.
-    fn write(&mut self, now: Timestamp) -> Option<Timestamp> {
-        if self.ended && self.removed {
-            self.deleted = true;
-            return None;
-        }
-        let client = self.context.client.clone()?;
-        if self.writing || self.deleted {
-            return None;
-        }
-        if let Some(after) = self.write_after.filter(|at| *at > now) {
-            return Some(after);
-        }
-        self.write_after = None;
-        let (namespace, name) = (spec::namespace(&self.pod).to_owned(), spec::name(&self.pod).to_owned());
-        if self.is_static && self.api_uid.is_none() {
-            if self.mirror_known && self.ending.is_none() {
-                self.mirror_known = false;
-                let mirror = crate::sources::mirror_of(&self.pod, &self.context.node.name);
-                self.writing = true;
-                self.tasks.spawn(async move { Done::MirrorWritten(api_status::create(client, &mirror).await) });
-            }
-            return None;
-        }
-        let uid = self.api_uid.clone()?;
-        let status = self.pod.status.clone()?;
-        if let Some(patch) = api_status::patch(&uid, self.sent.as_ref(), &status) {
-            if !self.ended && !api_status::is_urgent(self.sent.as_ref(), &status) {
-                let until = self.gathered.unwrap_or(now) + GATHER;
-                self.gathered.get_or_insert(now);
-                if until > now {
-                    return Some(until);
-                }
-            }
-            self.gathered = None;
-            self.writing = true;
-            self.tasks.spawn(async move {
-                let result = api_status::send(client, &namespace, &name, patch).await;
-                Done::Sent(Box::new(status), result)
-            });
-        } else if self.ended && self.pod.metadata.deletion_timestamp.is_some() && !self.is_static {
-            self.writing = true;
-            self.tasks.spawn(async move { Done::Deleted(api_status::delete(client, &namespace, &name, &uid).await) });
-        }
-        None
-    }
-
-    /// Follows the mirror pod: creates it, recreates it when it shows another definition, writes to it while it is right.
-    fn mirror(&mut self, mirror: Option<&Pod>) {
-        let wanted = spec::annotation(&self.pod, crate::pod::labels::CONFIG_HASH);
-        match mirror {
-            None => {
-                self.api_uid = None;
-                self.sent = None;
-            }
-            Some(mirror) => {
-                let right = spec::annotation(mirror, crate::pod::labels::CONFIG_MIRROR) == wanted;
-                let going = mirror.metadata.deletion_timestamp.is_some();
-                if right && !going {
-                    if self.api_uid.as_deref() != Some(spec::uid(mirror)) {
-                        self.api_uid = Some(spec::uid(mirror).to_owned());
-                        self.sent = mirror.status.clone();
-                    }
-                    return;
-                }
-                self.api_uid = None;
-                self.mirror_known = false;
-                if let Some(client) = self.context.client.clone() {
-                    let (namespace, name) = (spec::namespace(mirror).to_owned(), spec::name(mirror).to_owned());
-                    let uid = spec::uid(mirror).to_owned();
-                    self.tasks.spawn(async move {
-                        Done::MirrorWritten(api_status::delete(client, &namespace, &name, &uid).await)
-                    });
-                }
-            }
-        }
-    }
 }
 
 const OWN_CONDITIONS: &[&str] = &[
@@ -936,17 +671,8 @@ const OWN_CONDITIONS: &[&str] = &[
     "PodScheduled",
     "PodResizePending",
     "PodResizeInProgress",
+    "AllContainersRestarting",
 ];
-
-/// The pod with what was granted to it, and the pod as it is if that asks for something else.
-fn granted(allocation: &Allocation, pod: &Arc<Pod>) -> (Arc<Pod>, Option<Arc<Pod>>) {
-    if !allocation.differs(pod) {
-        return (pod.clone(), None);
-    }
-    let mut own = (**pod).clone();
-    allocation.impose(&mut own);
-    (Arc::new(own), Some(pod.clone()))
-}
 
 /// The earliest of some times.
 struct Wake(Option<Timestamp>);

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bosun_kit::backoff::Backoff;
 use bosun_kit::events::EventType;
 use bosun_kubelet_cgroup::Hierarchy;
+use bosun_kubelet_devices::Given;
 use bosun_proto::cri;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
@@ -17,10 +19,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Message;
+use crate::claims;
 use crate::context::Context;
+use crate::handler;
 use crate::images::{Present, Wanted};
-use crate::make::env::{EnvObjects, environment};
-use crate::make::{Node, container as make_container, resources, sandbox as make_sandbox, security, text};
+use crate::make::env::{self, EnvObjects, environment};
+use crate::make::{Node, container as make_container, env_file, resources, sandbox as make_sandbox, security, text};
 use crate::objects;
 use crate::pod::plan::{Cause, Failure};
 use crate::pod::probe::{Due, ProbeKind, Remembered, probe_of};
@@ -28,17 +32,23 @@ use crate::pod::record::{ContainerRecord, PodRecord, SandboxRecord, State};
 use crate::pod::resize::{self, Allocation};
 use crate::pod::spec;
 use crate::probes::{self, Outcome};
+use crate::userns;
 use crate::volumes::{self, Made};
 
 /// How long after a failure that only a change elsewhere mends.
 const CONFIG_RETRY: SignedDuration = SignedDuration::from_secs(5);
 const CREATE_RETRY: SignedDuration = SignedDuration::from_secs(10);
+/// How often the runtime is asked what became of a container.
+const LOOKS: usize = 6;
+/// How often what a pod leaves in the runtime is tried to be removed before that is left to the next listing.
+const REMOVALS: usize = 3;
 /// A container gets at least this long after its preStop hook, as in stock.
 const LEAST_GRACE: i64 = 2;
 
 /// What came of a task.
 pub(super) enum TaskResult {
-    Mounted(Result<Made, String>),
+    /// What was made; or why not, and how long to wait before the next try.
+    Mounted(Result<Made, (String, Duration)>),
     CleanedUp(Result<(), String>),
     Sandbox(Result<SandboxRecord, String>),
     SandboxStopped(String, Result<(), String>),
@@ -93,21 +103,29 @@ pub(super) struct Ready {
 
 /// Volumes, folders and cgroup.
 pub(super) async fn mount(context: &Context, pod: &Pod) -> TaskResult {
-    match volumes::set_up(pod, &context.node, &*context.objects).await {
-        Ok(made) => TaskResult::Mounted(Ok(made)),
+    match volumes::set_up(pod, &context.node, &*context.objects, &context.csi).await {
+        Ok(made) => {
+            for note in &made.notes {
+                context.report.pod(pod, note.kind, note.reason, note.message.clone());
+            }
+            TaskResult::Mounted(Ok(made))
+        }
         Err(error) => {
             let message = error.to_string();
-            context.report.pod(pod, EventType::Warning, "FailedMount", message.clone());
-            TaskResult::Mounted(Err(message))
+            context.report.pod(pod, EventType::Warning, error.reason(), message.clone());
+            TaskResult::Mounted(Err((message, error.retry())))
         }
     }
 }
 
 pub(super) async fn clean_up(context: &Context, pod: &Pod) -> TaskResult {
+    if let Err(message) = claims::give_back(context, pod).await {
+        return TaskResult::CleanedUp(Err(message));
+    }
     if let Err(error) = context.cgroups.tear_down_pod(pod, &context.node).await {
         tracing::warn!(pod = spec::title(pod), %error, "the pod's cgroup was not removed");
     }
-    let removed = volumes::tear_down(&context.node, spec::uid(pod)).await;
+    let removed = volumes::tear_down(&context.node, &context.csi, spec::uid(pod)).await;
     TaskResult::CleanedUp(removed.map_err(|error| error.to_string()))
 }
 
@@ -117,21 +135,44 @@ pub(super) async fn create_sandbox(context: &Context, pod: &Pod, attempt: u32) -
         context.report.pod(pod, EventType::Warning, "FailedCreatePodSandBox", event);
         TaskResult::Sandbox(Err(message))
     };
-    if let Err(error) = context.cgroups.set_up_pod(pod, &context.node).await {
+    if let Err(message) = claims::prepare(context, pod).await {
+        return TaskResult::Sandbox(Err(message));
+    }
+    if let Err(error) = context.cgroups.set_up_pod(pod, &context.alignment.node(&context.node, pod)).await {
         return failed(error.to_string());
     }
-    let config = make_sandbox::config(pod, &context.node, attempt, &context.resolver_text());
+    let (handler, user_namespace) = match isolation(context, pod).await {
+        Ok(found) => found,
+        Err(message) => return failed(message),
+    };
+    let config = make_sandbox::config(pod, &context.node, attempt, &context.resolver_text(), user_namespace);
     if let Err(error) = fs::create_dir_all(&config.log_directory) {
         return failed(format!("make log folder {}: {error}", config.log_directory));
     }
-    let handler = spec::spec(pod).runtime_class_name.clone().unwrap_or_default();
-    match context.runtime.run_sandbox(config, handler).await {
-        Ok(id) => match context.observer.sandbox(&id).await {
-            Ok(record) => TaskResult::Sandbox(Ok(record)),
-            Err(error) => failed(error.message),
-        },
-        Err(error) => failed(error.message),
+    let made = match context.runtime.run_sandbox(config, handler).await {
+        Ok(id) => context.observer.sandbox(&id).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok(record) => TaskResult::Sandbox(Ok(record)),
+        Err(error) => {
+            // It may be there nevertheless, and only the answer was lost.
+            context.observer.doubt([]);
+            failed(error.message)
+        }
     }
+}
+
+/// The runtime handler of the pod, and its user namespace.
+async fn isolation(context: &Context, pod: &Pod) -> Result<(String, cri::UserNamespace), String> {
+    if !userns::wants(pod) {
+        return Ok((handler::name(context, pod).await?, context.user_namespaces.of(pod)?));
+    }
+    let handler = handler::of(context, pod).await?;
+    if !handler.user_namespaces {
+        return Err(handler::no_user_namespaces(&handler));
+    }
+    Ok((handler.name, context.user_namespaces.of(pod)?))
 }
 
 pub(super) async fn stop_sandbox(context: &Context, id: String) -> TaskResult {
@@ -196,12 +237,9 @@ async fn recursive_read_only(context: &Context, pod: &Pod, container: &Container
     if !volumes::mounts::wants_recursive_read_only(container) {
         return false;
     }
-    let handler = spec::spec(pod).runtime_class_name.as_deref().unwrap_or_default();
-    let status = context.runtime.status(false).await;
-    let status = status.inspect_err(|error| tracing::warn!(%error, "what the runtime can do is not known"));
-    let handlers = status.map(|status| status.runtime_handlers).unwrap_or_default();
-    let found = handlers.into_iter().find(|known| known.name == handler);
-    found.and_then(|known| known.features).is_some_and(|features| features.recursive_read_only_mounts)
+    let found = handler::of(context, pod).await;
+    let found = found.inspect_err(|error| tracing::warn!(pod = spec::title(pod), error, "the handler is not known"));
+    found.is_ok_and(|handler| handler.recursive_read_only)
 }
 
 fn config_failure(message: String) -> Failure {
@@ -213,6 +251,8 @@ pub(super) struct StartContainer {
     pub(super) pod: Arc<Pod>,
     pub(super) container: String,
     pub(super) attempt: u32,
+    /// See [`PodRecord::round`].
+    pub(super) round: u32,
     pub(super) sandbox: String,
     /// The id of the container that an ephemeral one looks at, or why there is none.
     pub(super) target: Option<Result<String, String>>,
@@ -236,7 +276,11 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
         TaskResult::Started(Vec::new(), Some(failure))
     };
     let recursive = recursive_read_only(context, &pod, &container).await;
-    let (config, sandbox_config) = match configure(context, &start, &container, recursive) {
+    let configured = match context.alignment.prepare(&pod, &container).await {
+        Ok(given) => configure(context, &start, &container, recursive, given),
+        Err(message) => Err(message),
+    };
+    let (config, sandbox_config) = match configured {
         Ok(configs) => configs,
         Err(message) => return failed("CreateContainerConfigError", message, CONFIG_RETRY),
     };
@@ -249,19 +293,21 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
             if let Ok(sandbox) = context.observer.sandbox(&start.sandbox).await {
                 let _ = start.messages.send(Message::Sandbox(sandbox));
             }
+            // The container may be there nevertheless, and only the answer was lost.
+            context.observer.doubt([]);
             return failed("CreateContainerError", error.message, CREATE_RETRY);
         }
     };
     event(EventType::Normal, "Created", "Container created".into());
     if let Err(error) = context.runtime.start_container(&id).await {
         event(EventType::Warning, "Failed", format!("Error: {}", error.message));
-        let record = context.observer.container(&id, &start.sandbox).await.ok();
+        let record = look_at(context, &id, &start.sandbox).await;
         let ended = record.as_ref().is_some_and(|r| r.state == State::Exited);
         let retry = Timestamp::now() + if ended { SignedDuration::ZERO } else { CREATE_RETRY };
         let failure = Failure { reason: "RunContainerError".into(), message: error.message, retry };
         return TaskResult::Started(record.into_iter().collect(), Some(failure));
     }
-    let record = context.observer.container(&id, &start.sandbox).await.ok();
+    let record = look_at(context, &id, &start.sandbox).await;
     event(EventType::Normal, "Started", "Container started".into());
     link_log(context, &pod, &start.container, &id, &log);
     let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else {
@@ -287,30 +333,79 @@ pub(super) async fn start(context: &Context, start: StartContainer) -> TaskResul
     TaskResult::Started(record.into_iter().collect(), None)
 }
 
+/// What a container is after something was done with it. Asked again while the runtime does not tell, for a moment: a
+/// container of which nothing is known would be made once more.
+async fn look_at(context: &Context, id: &str, sandbox: &str) -> Option<ContainerRecord> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    for _ in 0..LOOKS {
+        match context.observer.container(id, sandbox).await {
+            Ok(record) => return Some(record),
+            Err(error) if error.is_not_found() => return None,
+            Err(error) => tracing::debug!(container = id, %error, "asking again"),
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    context.observer.doubt([id]);
+    None
+}
+
 type Configs = (cri::ContainerConfig, cri::PodSandboxConfig);
+
+/// The objects with the files of volumes that the environment names. Read late: a container that ran before may just have
+/// written them.
+fn with_files(node: &Node, pod: &Pod, container: &Container, objects: &EnvObjects) -> Result<EnvObjects, String> {
+    let mut objects = objects.clone();
+    for (volume, path) in env::files(container) {
+        // The API lets such files be in emptyDir volumes alone.
+        let text = volumes::read(&node.volume_dir(pod, "empty-dir", volume), Path::new(path), env_file::MAX_SIZE);
+        let text = text.map_err(|error| format!("couldn't parse env file: {volume}/{path}: {error}"))?;
+        objects.files.insert((volume.to_owned(), path.to_owned()), text);
+    }
+    Ok(objects)
+}
 
 fn configure(
     context: &Context,
     start: &StartContainer,
     container: &Container,
     recursive_read_only: bool,
+    mut given: Given,
 ) -> Result<Configs, String> {
     let (pod, node) = (&*start.pod, &*context.node);
-    let env = environment(pod, container, node, &start.ips, &start.ready.objects)?;
+    let user_namespace = context.user_namespaces.of(pod)?;
+    // What the pod says itself comes later, and so wins.
+    let mut env: Vec<_> = std::mem::take(&mut given.envs).into_iter().collect();
+    env.extend(environment(
+        pod,
+        container,
+        node,
+        &start.ips,
+        &with_files(node, pod, container, &start.ready.objects)?,
+    )?);
     let found = volumes::mounts::Looked { images: start.ready.shown.clone(), recursive_read_only };
-    let mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
+    let mut mounts = volumes::mounts::for_container(pod, container, node, &start.ips, &env, &found)?;
+    for mount in &mut mounts {
+        // Files keep their owners as the pod sees them (idmapped mounts); empty on the node's own ids.
+        (mount.uid_mappings, mount.gid_mappings) = (user_namespace.uids.clone(), user_namespace.gids.clone());
+    }
     let looked = make_container::Looked {
         env,
         mounts,
-        devices: Vec::new(),
+        devices: volumes::devices::for_container(pod, container, node)?,
         image_ref: start.ready.image.reference.clone(),
         image_user: start.ready.image.user.clone(),
         target: start.target.clone().transpose()?,
+        round: start.round,
+        user_namespace: user_namespace.clone(),
     };
-    let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text());
+    let sandbox_config = make_sandbox::config(pod, node, 0, &context.resolver_text(), user_namespace);
     let logs = PathBuf::from(&sandbox_config.log_directory).join(&container.name);
     fs::create_dir_all(&logs).map_err(|error| format!("make log folder {}: {error}", logs.display()))?;
-    Ok((make_container::config(pod, container, node, start.attempt, looked), sandbox_config))
+    let mut config = make_container::config(pod, container, node, start.attempt, looked);
+    context.alignment.dress(pod, &container.name, given, &mut config);
+    let by_claims = claims::cdi_devices(context, pod, container)?;
+    config.cdi_devices.extend(by_claims.into_iter().map(|name| cri::CdiDevice { name }));
+    Ok((config, sandbox_config))
 }
 
 /// The name by which log collectors find a container's log.
@@ -357,7 +452,8 @@ pub(super) async fn resize_whole(context: &Context, pod: &Pod, running: Vec<(Str
 }
 
 async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> Result<(), String> {
-    let resources = resources::container_resources(pod, container, &context.node);
+    let mut resources = resources::container_resources(pod, container, &context.node);
+    context.alignment.pin(pod, &container.name, &mut resources);
     let limit = resources.memory_limit_in_bytes;
     // Some kernels kill at once where others refuse.
     let cgroups = Hierarchy::new("/sys/fs/cgroup");
@@ -367,12 +463,13 @@ async fn give(context: &Context, pod: &Pod, container: &Container, id: &str) -> 
         return Err(format!("attempting to set container memory limit ({limit}) below current usage ({usage})"));
     }
     // The pod's own limits are raised before those within them and lowered after: one of the two attempts fits.
-    let before = context.cgroups.set_up_pod(pod, &context.node).await;
+    let node = context.alignment.node(&context.node, pod);
+    let before = context.cgroups.set_up_pod(pod, &node).await;
     context.runtime.update_resources(id, resources).await.map_err(|error| error.to_string())?;
     if before.is_ok() {
         return Ok(());
     }
-    context.cgroups.set_up_pod(pod, &context.node).await.map_err(|error| error.to_string())
+    context.cgroups.set_up_pod(pod, &node).await.map_err(|error| error.to_string())
 }
 
 /// A container to stop.
@@ -396,6 +493,7 @@ pub(super) async fn kill(context: &Context, kill: Kill) -> TaskResult {
         Cause::PodEnds | Cause::SandboxChanged => format!("Stopping container {name}"),
         Cause::DefinitionChanged => format!("Container {name} definition changed, will be restarted"),
         Cause::Resized => format!("Container {name} resize requires restart"),
+        Cause::AllRestart => format!("Container {name} is restarted with all containers of the pod"),
         Cause::Probe(ProbeKind::Startup) => format!("Container {name} failed startup probe, will be restarted"),
         Cause::Probe(_) => format!("Container {name} failed liveness probe, will be restarted"),
     };
@@ -417,10 +515,7 @@ pub(super) async fn kill(context: &Context, kill: Kill) -> TaskResult {
         // Tried again by the plan, since the container still runs; not at once.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    match context.observer.container(&kill.id, &kill.sandbox).await {
-        Ok(record) => TaskResult::Killed(Some(record)),
-        Err(_) => TaskResult::Killed(None),
-    }
+    TaskResult::Killed(look_at(context, &kill.id, &kill.sandbox).await)
 }
 
 pub(super) async fn probe(context: &Context, pod: &Pod, due: &Due, host: &str) -> Outcome {
@@ -431,28 +526,44 @@ pub(super) async fn probe(context: &Context, pod: &Pod, due: &Due, host: &str) -
     probes::run(&*context.runtime, probe, container, &due.container_id, host).await
 }
 
-/// Removes what a pod leaves in the runtime and its logs, once nobody asks for them any more. What fails is found again
-/// by the next clean-up of left-overs.
+/// Removes what a pod leaves in the runtime and its logs, once nobody asks for them any more. What fails again and again
+/// is found by the next listing, which then shows something that nobody owns.
 pub(super) async fn forget(context: &Context, pod: &Pod, runtime: &PodRecord) {
-    let mut removed = true;
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
+    let mut left = Vec::new();
+    for last in (0..REMOVALS).rev() {
+        left = remove(context, runtime).await;
+        if left.is_empty() || last == 0 {
+            break;
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+    for container in &runtime.containers {
+        let _ = fs::remove_file(link_path(context, pod, &container.name, &container.id));
+    }
+    if left.is_empty() {
+        let _ = fs::remove_dir_all(context.node.log_dir(pod));
+    }
+    context.observer.doubt(left);
+}
+
+/// Removes sandboxes with what is in them, and containers without one; returns the ids of what would not go.
+async fn remove<'a>(context: &Context, runtime: &'a PodRecord) -> Vec<&'a str> {
+    let mut left = Vec::new();
     for sandbox in &runtime.sandboxes {
         if let Err(error) = context.runtime.remove_sandbox(&sandbox.id).await {
             tracing::warn!(%error, "a sandbox was not removed");
-            removed = false;
+            left.push(sandbox.id.as_str());
         }
     }
     let known: Vec<&str> = runtime.sandboxes.iter().map(|s| s.id.as_str()).collect();
     for container in runtime.containers.iter().filter(|c| !known.contains(&c.sandbox.as_str())) {
         if let Err(error) = context.runtime.remove_container(&container.id).await {
             tracing::warn!(%error, "a container was not removed");
+            left.push(container.id.as_str());
         }
     }
-    for container in &runtime.containers {
-        let _ = fs::remove_file(link_path(context, pod, &container.name, &container.id));
-    }
-    if removed {
-        let _ = fs::remove_dir_all(context.node.log_dir(pod));
-    }
+    left
 }
 
 fn kept_path(node: &Node, pod: &Pod) -> PathBuf {

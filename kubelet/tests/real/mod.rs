@@ -29,6 +29,8 @@ pub(crate) struct TestNode {
     pub(crate) configuration: Value,
     /// Whether cgroups are systemd's to make.
     systemd: bool,
+    /// The environment of its kubelet, beyond the test's own.
+    pub(crate) env: Vec<(String, String)>,
     containerd: Option<Child>,
     kubelet: Option<Child>,
 }
@@ -45,12 +47,13 @@ impl TestNode {
         let name = format!("kbt{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         // A socket's path is short; the system's folder for temporary files is.
         let folder = std::env::temp_dir().join(&name);
-        for part in ["root", "state", "cni", "manifests", "logs/pods"] {
+        for part in ["root", "state", "cni", "cdi", "manifests", "logs/pods"] {
             fs::create_dir_all(folder.join(part)).unwrap();
         }
         ok(Command::new("ip").args(["netns", "add", &name]));
         ok(Command::new("ip").args(["-n", &name, "link", "set", "lo", "up"]));
-        let mut node = Self { name, folder, configuration, systemd, containerd: None, kubelet: None };
+        let env = Vec::new();
+        let mut node = Self { name, folder, configuration, systemd, env, containerd: None, kubelet: None };
         node.write_configs();
         node.containerd =
             Some(node.spawn("containerd", &["--config", &node.path("containerd.toml")], "containerd.log"));
@@ -64,7 +67,7 @@ impl TestNode {
         self.folder.join(name).to_str().unwrap().to_owned()
     }
 
-    fn write_configs(&self) {
+    fn write_configs(&mut self) {
         let at = self.folder.display();
         let containerd = format!(
             r#"version = 2
@@ -76,6 +79,7 @@ address = "{at}/c.sock"
 path = "{at}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{IMAGE}"
+cdi_spec_dirs = ["{at}/cdi"]
 restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 conf_dir = "{at}/cni"
@@ -87,11 +91,14 @@ SystemdCgroup = {}
             self.systemd
         );
         fs::write(self.folder.join("containerd.toml"), containerd).unwrap();
-        self.configure();
+        self.configure(&json!({}));
     }
 
-    /// Writes the kubelet's configuration anew.
-    pub(crate) fn configure(&self) {
+    /// Changes fields of the configuration that the next kubelet starts with.
+    pub(crate) fn configure(&mut self, fields: &Value) {
+        for (name, value) in fields.as_object().into_iter().flatten() {
+            self.configuration[name] = value.clone();
+        }
         let at = self.folder.display();
         let mut kubelet = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
@@ -115,6 +122,7 @@ SystemdCgroup = {}
             .arg(format!("--net=/run/netns/{}", self.name))
             .arg(program)
             .args(args)
+            .envs(self.env.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .stdin(Stdio::null())
@@ -151,6 +159,24 @@ SystemdCgroup = {}
         let code = self.kubelet.as_mut()?.try_wait().unwrap()?.code();
         self.kubelet = None;
         code
+    }
+
+    /// Waits until the kubelet has ended by itself or, with a signal, because of that; its exit code.
+    pub(crate) fn end_of_kubelet(&mut self, signal: Option<nix::sys::signal::Signal>) -> i32 {
+        let mut kubelet = self.kubelet.take().unwrap();
+        if let Some(signal) = signal {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(kubelet.id() as i32), signal).unwrap();
+        }
+        let mut code = None;
+        wait_or(
+            "the kubelet's end",
+            || {
+                code = kubelet.try_wait().unwrap();
+                code.is_some()
+            },
+            || self.log(),
+        );
+        code.unwrap().code().unwrap()
     }
 
     pub(crate) fn kill_kubelet(&mut self) {
@@ -247,16 +273,16 @@ impl Drop for TestNode {
             let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
         }
         let driver = if self.systemd { Driver::Systemd } else { Driver::Cgroupfs };
-        let name = Name::from_path(&self.name);
-        let remove = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(Tree::detect(driver).remove(&name))
-        };
+        let tree = Tree::detect(driver);
         // In a thread of its own: a test may have a runtime already.
-        match std::thread::scope(|scope| scope.spawn(remove).join()) {
-            Ok(Ok(())) => {}
-            failed => eprintln!("the cgroups of {} were not removed: {failed:?}", self.name),
-        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                if let Err(error) = runtime.block_on(tree.remove(&Name::from_path(&self.name))) {
+                    eprintln!("the cgroups of {} were not removed: {error}", self.name);
+                }
+            });
+        });
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
         if !std::thread::panicking() {
             let _ = fs::remove_dir_all(&self.folder);
@@ -293,8 +319,9 @@ fn host_busybox() -> Vec<u8> {
     fs::read(host_program("busybox")).expect("a static busybox is installed")
 }
 
-/// An image archive that holds busybox; run without a command it sleeps, which makes it a sandbox image too.
-fn image_archive() -> Vec<u8> {
+/// The layer and the configuration of an image that holds busybox; run without a command it sleeps, which makes it a
+/// sandbox image too.
+pub(crate) fn image_parts() -> (Vec<u8>, String) {
     let mut layer = tar::Builder::new(Vec::new());
     let mut add = |path: &str, kind: tar::EntryType, mode: u32, content: &[u8]| {
         let mut header = tar::Header::new_ustar();
@@ -309,11 +336,19 @@ fn image_archive() -> Vec<u8> {
     add("bin/busybox", tar::EntryType::Regular, 0o755, &host_busybox());
     add("etc/passwd", tar::EntryType::Regular, 0o644, b"root:x:0:0::/:/bin/busybox\n");
     let layer = layer.into_inner().unwrap();
-    let digest = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
     let config = json!({"architecture": "amd64", "os": "linux",
         "config": {"Entrypoint": [BUSYBOX, "sleep", "1000000"], "Env": ["PATH=/bin"]},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))]}})
-    .to_string();
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))]}});
+    (layer, config.to_string())
+}
+
+/// SHA-256 in hexadecimal.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+fn image_archive() -> Vec<u8> {
+    let (layer, config) = image_parts();
     let config_name = format!("{}.json", digest(config.as_bytes()));
     let manifest = json!([{"Config": config_name, "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]).to_string();
     let mut archive = tar::Builder::new(Vec::new());

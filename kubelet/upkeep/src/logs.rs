@@ -124,8 +124,13 @@ async fn rotate(logs: &dyn Logs, policy: &Policy, log: &ContainerLog) -> Result<
     }
     fs::rename(&log.path, &rotated).map_err(|error| format!("rename to {}: {error}", rotated.display()))?;
     if let Err(error) = logs.reopen(&log.id).await {
-        let back = fs::rename(&rotated, &log.path);
-        let back = back.err().map(|error| format!("; the file was not moved back: {error}")).unwrap_or_default();
+        // If the runtime did open a new file, and only its answer was lost, that one stays.
+        let back = fs::hard_link(&rotated, &log.path).and_then(|()| fs::remove_file(&rotated));
+        let back = match back {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) => format!("; the file was not moved back: {error}"),
+            Ok(()) => String::new(),
+        };
         return Err(format!("reopen the log: {error}{back}"));
     }
     Ok(())
@@ -258,6 +263,8 @@ mod tests {
     struct Runtime {
         log: PathBuf,
         refuses: bool,
+        /// It does what it is asked, and its answer is lost.
+        loses: bool,
         reopened: Mutex<u32>,
     }
 
@@ -272,7 +279,8 @@ mod tests {
             if self.refuses {
                 return Err("no such container".into());
             }
-            fs::write(&self.log, "").map_err(|error| error.to_string())
+            fs::write(&self.log, "").map_err(|error| error.to_string())?;
+            if self.loses { Err("the stream was reset".into()) } else { Ok(()) }
         }
     }
 
@@ -283,7 +291,7 @@ mod tests {
     fn rig(refuses: bool) -> (tempfile::TempDir, Runtime) {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("0.log");
-        (folder, Runtime { log, refuses, reopened: Mutex::default() })
+        (folder, Runtime { log, refuses, loses: false, reopened: Mutex::default() })
     }
 
     #[tokio::test]
@@ -317,6 +325,17 @@ mod tests {
         look(&runtime, &policy()).await;
         assert_eq!(fs::metadata(&runtime.log).unwrap().len(), 200);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_log_opened_anew_stays_although_the_answer_was_lost() {
+        let (folder, mut runtime) = rig(false);
+        runtime.loses = true;
+        fs::write(&runtime.log, "x".repeat(200)).unwrap();
+        look(&runtime, &policy()).await;
+        // What the runtime writes from now on is in the file that it opened, not in one that was moved over it.
+        assert_eq!(fs::metadata(&runtime.log).unwrap().len(), 0);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "the rotated one is kept");
     }
 
     #[tokio::test]

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 use bosun_kubelet::make;
 use bosun_proto::cri::runtime_service_client::RuntimeServiceClient;
 use bosun_proto::cri::{
-    CreateContainerRequest, Mount, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    CreateContainerRequest, Mount, NamespaceMode, RemoveContainerRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest, UserNamespace,
 };
 use bosun_tests::images::WEB;
 use bosun_tests::{Fabric, Node};
@@ -46,7 +46,7 @@ impl Runtime {
         let mut client = self.client.clone();
         let pod = definition(name)?;
         let resolver = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        let sandbox_config = make::sandbox::config(&pod, &self.node, 0, &resolver);
+        let sandbox_config = make::sandbox::config(&pod, &self.node, 0, &resolver, on_node());
         let config = self.container_config(&pod)?;
         let request = RunPodSandboxRequest { config: Some(sandbox_config.clone()), ..Default::default() };
         let sandbox = client.run_pod_sandbox(request).await.context("RunPodSandbox")?.into_inner().pod_sandbox_id;
@@ -75,6 +75,15 @@ impl Runtime {
         Ok(())
     }
 
+    /// What the runtime knows of a container.
+    pub(crate) async fn container_status(
+        &self,
+        request: bosun_proto::cri::ContainerStatusRequest,
+    ) -> Result<bosun_proto::cri::ContainerStatus> {
+        let answer = self.client.clone().container_status(request).await.context("ContainerStatus")?;
+        answer.into_inner().status.context("the runtime answered without a status")
+    }
+
     /// The container's configuration, with the files that a kubelet mounts into every container.
     fn container_config(&self, pod: &Definition) -> Result<bosun_proto::cri::ContainerConfig> {
         let container =
@@ -89,9 +98,15 @@ impl Runtime {
             host_path: make::text(&from),
             ..Default::default()
         });
-        let looked = make::container::Looked { mounts: mounts.into(), image_ref: WEB.to_owned(), ..Default::default() };
+        let (image_ref, user_namespace) = (WEB.to_owned(), on_node());
+        let looked = make::container::Looked { mounts: mounts.into(), image_ref, user_namespace, ..Default::default() };
         Ok(make::container::config(pod, container, &self.node, 0, looked))
     }
+}
+
+/// No user namespace of its own.
+fn on_node() -> UserNamespace {
+    UserNamespace { mode: NamespaceMode::Node as i32, ..Default::default() }
 }
 
 /// The pod of [`crate::pods`], as the API server would give it to a kubelet.

@@ -6,7 +6,9 @@
 mod cni;
 mod cri;
 mod footprint;
+mod latency;
 mod pods;
+mod probes;
 mod report;
 mod run;
 mod writes;
@@ -29,6 +31,12 @@ pub(crate) struct Options {
     /// Pods made at once.
     #[arg(long, default_value_t = 30)]
     pods: usize,
+    /// Pods that are each probed once a second.
+    #[arg(long, default_value_t = 110)]
+    probed: usize,
+    /// Pods of which is measured how soon a watcher knows that they run.
+    #[arg(long, default_value_t = 50)]
+    seen: usize,
     /// Services (and as many EndpointSlices) written.
     #[arg(long, default_value_t = 5000)]
     services: usize,
@@ -48,6 +56,10 @@ pub(crate) enum Part {
     Cni,
     /// Start, memory, one pod, many pods: needs a node.
     Node,
+    /// A node full of pods that are each probed once a second.
+    Probes,
+    /// How soon a watcher knows that a container runs.
+    Latency,
     /// Objects written per second.
     Writes,
 }

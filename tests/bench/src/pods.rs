@@ -29,6 +29,17 @@ pub(crate) async fn round(client: &Client, node: &str, prefix: &str, count: usiz
 
 /// Creates pods and returns the seconds until all were Ready.
 pub(crate) async fn create(client: &Client, node: &str, prefix: &str, count: usize) -> Result<f64> {
+    create_of(client, node, prefix, count, pod).await
+}
+
+/// The same with pods of another making.
+pub(crate) async fn create_of(
+    client: &Client,
+    node: &str,
+    prefix: &str,
+    count: usize,
+    pod: fn(&str, &str) -> Result<Pod>,
+) -> Result<f64> {
     let api: Api<Pod> = Api::default_namespaced(client.clone());
     let events = watch(&api).await?;
     let started = Instant::now();
@@ -71,7 +82,17 @@ pub(crate) async fn delete(client: &Client, prefix: &str, count: usize) -> Resul
     Ok(started.elapsed().as_secs_f64())
 }
 
-async fn watch(api: &Api<Pod>) -> Result<impl Stream<Item = kube::Result<WatchEvent<Pod>>> + use<>> {
+/// Deletes one pod and waits until it is gone.
+pub(crate) async fn delete_one(client: &Client, name: &str) -> Result<()> {
+    let api: Api<Pod> = Api::default_namespaced(client.clone());
+    let events = watch(&api).await?;
+    api.delete(name, &DeleteParams::default()).await?;
+    let gone = |event: &WatchEvent<Pod>| matches!(event, WatchEvent::Deleted(pod) if pod.metadata.name.as_deref() == Some(name));
+    until(events, gone).await.with_context(|| format!("{name} did not go"))
+}
+
+/// Pods as they change from now on.
+pub(crate) async fn watch(api: &Api<Pod>) -> Result<impl Stream<Item = kube::Result<WatchEvent<Pod>>> + use<>> {
     let from = api.list(&ListParams::default()).await?.metadata.resource_version.unwrap_or_default();
     Ok(api.watch(&WatchParams::default().timeout(280), &from).await?)
 }

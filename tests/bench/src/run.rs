@@ -19,7 +19,7 @@ use kube::Client;
 use crate::cni;
 use crate::cri::Runtime;
 use crate::report::{Row, table, write};
-use crate::{Options, Part, footprint, pods, writes};
+use crate::{Options, Part, footprint, latency, pods, probes, writes};
 
 /// How long things settle before memory and processor time are read.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -87,18 +87,27 @@ pub(crate) async fn run(options: &Options) -> Result<String> {
     } else {
         None
     };
-    if options.wants(Part::Node) || options.wants(Part::Writes) {
+    if [Part::Node, Part::Probes, Part::Latency, Part::Writes].into_iter().any(|part| options.wants(part)) {
         let archives = images::build(images::ALL, &binaries, &tools, &layout.images(&options.profile))?;
         let cluster = Cluster::new(&fabric, &tools, binaries, &[options.version()])?;
         cluster.fabric.raise()?;
         if options.wants(Part::Node) {
             cluster.members[0].start_runtime(&archives)?;
             rows.extend(node(options, &cluster, reference).await?);
-        } else {
-            cluster.start_server()?;
+        }
+        if options.wants(Part::Latency) || options.wants(Part::Probes) {
+            cluster.members[0].start_runtime(&archives)?;
+            let client = running(&cluster).await?;
+            if options.wants(Part::Latency) {
+                rows.extend(latency(options, &cluster, &client).await?);
+            }
+            if options.wants(Part::Probes) {
+                rows.extend(probing(options, &cluster, &client).await?);
+            }
         }
         if options.wants(Part::Writes) {
             eprintln!("objects written per second");
+            cluster.start_server()?;
             let here = writes::services_and_slices(&cluster.kubeconfig(), options.services).await?;
             let name = format!("{} Services and their EndpointSlices, 8 clients", options.services);
             rows.push(Row { more_is_better: true, ..row(&name, "objects/s", here, 1500.0, Some(357.0), STOCK) });
@@ -200,6 +209,73 @@ async fn node(options: &Options, cluster: &Cluster, reference: Option<Raw>) -> R
         row(&format!("kubelet with {many} pods, CPU"), "% of a core", kubelet.cpu, 0.3, Some(1.5), &with_agent),
         row("start of the control plane → node Ready", "s", start, 4.0, None, "containerd runs already"),
     ])
+}
+
+/// A node that takes more than the usual pods, its kubelet within the agent.
+async fn running(cluster: &Cluster) -> Result<Client> {
+    let member = &cluster.members[0];
+    cluster.start_server()?;
+    let client = from_kubeconfig(&cluster.kubeconfig()).await?;
+    member.agent.stop(Duration::from_secs(10))?;
+    cluster.start_agent_with(member, &member.node.socket(), "maxPods: 200\n")?;
+    pods::node_ready(&client, &member.node.name).await?;
+    pods::round(&client, &member.node.name, "warm", 1).await?;
+    Ok(client)
+}
+
+/// How soon a watcher knows that a container runs.
+async fn latency(options: &Options, cluster: &Cluster, client: &Client) -> Result<Vec<Row>> {
+    let node = &cluster.members[0].node;
+    eprintln!("container's start → seen by a watcher");
+    let runtime = Runtime::connect(&cluster.fabric, node).await?;
+    let bare = latency::bare(client, &node.name, options.seen).await?;
+    let seen = latency::running(client, &runtime, &node.name, options.seen).await?;
+    let quantile = |name: &str, share: f64| {
+        let (here, floor) = (seen.quantile(share), bare.quantile(share));
+        let note = format!("{:.1} × one bare write of a status, from the write to the watch event", here / floor);
+        Row {
+            floor: Some(floor),
+            ..row(&format!("container's start → seen by a watcher, {name}"), "ms", here, 50.0, None, &note)
+        }
+    };
+    Ok(vec![quantile("median", 0.5), quantile("99th of 100", 0.99)])
+}
+
+/// A node full of pods, first without probes, then each probed once a second.
+async fn probing(options: &Options, cluster: &Cluster, client: &Client) -> Result<Vec<Row>> {
+    let (member, count) = (&cluster.members[0], options.probed);
+    let node = &member.node;
+    eprintln!("{count} pods without probes");
+    pods::create(client, &node.name, "idle", count).await?;
+    let idle = alone(cluster, client).await?;
+    pods::delete(client, "idle", count).await?;
+    eprintln!("{count} pods, each probed once a second");
+    pods::create_of(client, &node.name, "probed", count, probes::probed).await?;
+    let here = alone(cluster, client).await?;
+    eprintln!("a bare client that asks the same");
+    let addresses = probes::addresses(client, "probed").await?;
+    let floor = probes::bare(node, addresses, WATCHED).await?;
+    pods::delete(client, "probed", count).await?;
+    let ratio = format!("{:.1} × a bare client that sends the same requests", here.cpu / floor);
+    let name = |what: &str| format!("kubelet with {count} pods, each probed once a second: {what}");
+    Ok(vec![
+        row(&name("memory"), "MB", here.memory, 40.0, None, ""),
+        Row { floor: Some(floor), ..row(&name("CPU"), "% of a core", here.cpu, 5.0, None, &ratio) },
+        row(&format!("kubelet with {count} pods without probes: CPU"), "% of a core", idle.cpu, 0.5, None, ""),
+    ])
+}
+
+/// What the kubelet uses as a process of its own, with the pods that are there.
+async fn alone(cluster: &Cluster, client: &Client) -> Result<Footprint> {
+    let member = &cluster.members[0];
+    member.agent.stop(Duration::from_secs(10))?;
+    let daemon = Daemon::new("kubelet", &member.node.run, &cluster.fabric.logs().join(&member.node.name));
+    daemon.start(&mut kubelet(cluster, member))?;
+    let used = footprint(&daemon).await;
+    daemon.stop(Duration::from_secs(10))?;
+    cluster.start_agent_with(member, &member.node.socket(), "maxPods: 200\n")?;
+    pods::node_ready(client, &member.node.name).await?;
+    used
 }
 
 /// What one process uses.

@@ -6,6 +6,7 @@
 
 mod case;
 mod cli;
+mod cri;
 mod faults;
 mod input;
 mod network;
@@ -30,6 +31,12 @@ type Check = fn(&Case) -> Result<()>;
 /// A module's cases, by name.
 type Cases = &'static [(&'static str, Check)];
 
+/// Cases that disturb a node: they run afterwards, at most one on each node.
+const ON_A_NODE: &[(&str, Cases)] = &[("cri", cri::CASES)];
+
+/// Cases that disturb the cluster: they run at last, one by one.
+const ALONE: &[(&str, Cases)] = &[("faults", faults::CASES)];
+
 /// Cases that stand beside each other.
 const BESIDE: &[(&str, Cases)] = &[
     ("cli", cli::CASES),
@@ -44,8 +51,7 @@ fn main() -> ExitCode {
     // Cases wait more than they compute.
     arguments.test_threads.get_or_insert(4);
     if arguments.list || !wanted(&arguments) {
-        let all = beside(None).into_iter().chain(trials("faults", faults::CASES, None)).collect();
-        return libtest_mimic::run(&arguments, all).exit_code();
+        return libtest_mimic::run(&arguments, every(None)).exit_code();
     }
     match run(&arguments) {
         Ok(true) => ExitCode::SUCCESS,
@@ -71,10 +77,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let result = cluster.start(&archives, &say).map(|()| {
         eprintln!("the cluster is there after {:.1} s", started.elapsed().as_secs_f64());
         let cluster = Arc::new(cluster.clone());
-        let first = libtest_mimic::run(arguments, beside(Some(&cluster)));
+        let first = libtest_mimic::run(arguments, all(BESIDE, Some(&cluster)));
+        let one_each = Arguments { test_threads: Some(2), ..arguments.clone() };
+        let second = libtest_mimic::run(&one_each, all(ON_A_NODE, Some(&cluster)));
         let alone = Arguments { test_threads: Some(1), ..arguments.clone() };
-        let second = libtest_mimic::run(&alone, trials("faults", faults::CASES, Some(&cluster)));
-        passed(&first) && passed(&second)
+        let third = libtest_mimic::run(&alone, all(ALONE, Some(&cluster)));
+        [first, second, third].iter().all(passed)
     });
     if std::env::var_os("BOSUN_KEEP").is_some() {
         eprintln!("kept as wished: KUBECONFIG={}", cluster.kubeconfig().display());
@@ -88,16 +96,19 @@ fn run(arguments: &Arguments) -> Result<bool> {
 /// Whether any case is asked for: a cluster for nothing takes seconds.
 fn wanted(arguments: &Arguments) -> bool {
     let Some(filter) = &arguments.filter else { return true };
-    let all = beside(None).into_iter().chain(trials("faults", faults::CASES, None));
-    all.into_iter().any(|trial| trial.name().contains(filter.as_str()))
+    every(None).into_iter().any(|trial| trial.name().contains(filter.as_str()))
 }
 
 fn passed(conclusion: &Conclusion) -> bool {
     !conclusion.has_failed()
 }
 
-fn beside(cluster: Option<&Arc<Cluster>>) -> Vec<Trial> {
-    BESIDE.iter().flat_map(|(module, cases)| trials(module, cases, cluster)).collect()
+fn every(cluster: Option<&Arc<Cluster>>) -> Vec<Trial> {
+    [BESIDE, ON_A_NODE, ALONE].into_iter().flat_map(|modules| all(modules, cluster)).collect()
+}
+
+fn all(modules: &[(&str, Cases)], cluster: Option<&Arc<Cluster>>) -> Vec<Trial> {
+    modules.iter().flat_map(|(module, cases)| trials(module, cases, cluster)).collect()
 }
 
 fn trials(module: &str, cases: Cases, cluster: Option<&Arc<Cluster>>) -> Vec<Trial> {

@@ -22,6 +22,10 @@ pub(crate) const CASES: Cases = &[
     ("owned_objects_go_with_their_owner", owned_objects_go_with_their_owner),
     ("limits_reach_the_cgroup", limits_reach_the_cgroup),
     ("a_resize_reaches_the_cgroup", a_resize_reaches_the_cgroup),
+    ("a_rule_restarts_all_containers", a_rule_restarts_all_containers),
+    ("an_init_container_gives_variables", an_init_container_gives_variables),
+    ("security_contexts_are_what_processes_have", security_contexts_are_what_processes_have),
+    ("runtime_classes_name_a_handler", runtime_classes_name_a_handler),
     ("a_resize_of_the_whole_pod_reaches_its_cgroup", a_resize_of_the_whole_pod_reaches_its_cgroup),
     ("debug_with_an_ephemeral_container", debug_with_an_ephemeral_container),
 ];
@@ -294,6 +298,121 @@ fn debug_with_an_ephemeral_container(case: &Case) -> Result<()> {
     case.becomes("pod/one", ".status.ephemeralContainerStatuses[0].state.terminated.exitCode", "0")?;
     ensure!(case.field("pod/one", ".status.containerStatuses[0].restartCount")? == "0");
     ensure!(case.field("pod/one", ".status.containerStatuses[0].ready")? == "true");
+    Ok(())
+}
+
+/// Variables from a file that an init container wrote; a link out of the volume is not followed.
+fn an_init_container_gives_variables(case: &Case) -> Result<()> {
+    let spec = |script: &str| {
+        format!(
+            "restartPolicy: Never\nvolumes:\n- name: data\n  emptyDir: {{}}\ninitContainers:\n- name: write\n  \
+             image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sh, -c, \"{script}\"]\n  \
+             volumeMounts: [{{name: data, mountPath: /data}}]\ncontainers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n  \
+             imagePullPolicy: Never\n  command: [sh, -c, 'echo \"$GREETING\"; sleep 100000']\n  \
+             env: [{{name: GREETING, valueFrom: {{fileKeyRef: {{volumeName: data, path: env, key: WORD}}}}}}]\n"
+        )
+    };
+    case.kubectl.apply(&case.pod("told", &spec("echo WORD=\\\\'good day\\\\' > /data/env")))?;
+    case.ready("told")?;
+    ensure!(case.exec("told", &["printenv", "GREETING"])?.trim() == "good day");
+    case.kubectl.apply(&case.pod("linked", &spec("ln -s /etc/passwd /data/env")))?;
+    case.becomes("pod/linked", ".status.containerStatuses[0].state.waiting.reason", "CreateContainerConfigError")
+}
+
+/// Users, groups, capabilities, seccomp and the rest, as the process itself sees them.
+fn security_contexts_are_what_processes_have(case: &Case) -> Result<()> {
+    let spec = format!(
+        "securityContext: {{runAsUser: 1000, runAsGroup: 2000, fsGroup: 3000, supplementalGroups: [4000], \
+         seccompProfile: {{type: RuntimeDefault}}, \
+         sysctls: [{{name: net.ipv4.ip_unprivileged_port_start, value: '80'}}]}}\n\
+         volumes:\n- name: data\n  emptyDir: {{}}\n\
+         containers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sleep, '100000']\n  \
+         securityContext: {{readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}\n  \
+         volumeMounts: [{{name: data, mountPath: /data}}]\n"
+    );
+    case.kubectl.apply(&case.pod("confined", &spec))?;
+    case.ready("confined")?;
+    let run = |script: &str| case.exec("confined", &["sh", "-c", script]);
+    ensure!(
+        run("id -u; id -g; id -G")?.split_whitespace().eq(["1000", "2000", "2000", "3000", "4000"]),
+        "{}",
+        run("id")?
+    );
+    let status = run("cat /proc/self/status")?;
+    for line in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        has(&status, line)?;
+    }
+    ensure!(run("touch /etc/x 2>&1 || echo refused")?.contains("refused"), "the root file system is writable");
+    ensure!(run("touch /data/x; stat -c %g /data/x")?.trim() == "3000", "the volume's files are the group's");
+    ensure!(run("cat /proc/sys/net/ipv4/ip_unprivileged_port_start")?.trim() == "80");
+    // A node without AppArmor says so instead of running the pod unconfined.
+    if !std::path::Path::new("/sys/module/apparmor").exists() {
+        let profile = format!(
+            "securityContext: {{appArmorProfile: {{type: RuntimeDefault}}}}\ncontainers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n"
+        );
+        case.kubectl.apply(&case.pod("armoured", &profile))?;
+        case.becomes("pod/armoured", ".status.reason", "AppArmor")?;
+    }
+    Ok(())
+}
+
+/// A RuntimeClass names the handler; one that is not there holds the pod back and says so. So does a user namespace in a
+/// handler that has none.
+fn runtime_classes_name_a_handler(case: &Case) -> Result<()> {
+    let class = format!("usual-{}", case.namespace);
+    let spec = |more: &str| {
+        format!(
+            "{more}\ncontainers:\n- name: shell\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sleep, '100000']\n"
+        )
+    };
+    case.kubectl.apply(&case.pod("classy", &spec(&format!("runtimeClassName: {class}"))))?;
+    let events = || case.kubectl.ask(&["get", "events", "-o", "jsonpath={.items[*].message}"]);
+    eventually("the event about the class", LIMIT, || {
+        has(&events()?, &format!("failed to lookup RuntimeClass {class}"))
+    })?;
+    case.kubectl.apply(&format!(
+        "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {{name: {class}}}\nhandler: runc\n"
+    ))?;
+    case.ready("classy")?;
+    let node = case.field("pod/classy", ".spec.nodeName")?;
+    let handlers = format!(".status.runtimeHandlers[?(@.name=='')].features.userNamespaces");
+    let namespaces = case.field(&format!("node/{node}"), &handlers)? == "true";
+    case.kubectl.apply(&case.pod("mapped", &spec("hostUsers: false")))?;
+    if namespaces {
+        case.ready("mapped")?;
+        let map = case.exec("mapped", &["cat", "/proc/self/uid_map"])?;
+        let fields: Vec<&str> = map.split_whitespace().collect();
+        ensure!(fields.len() == 3 && fields[0] == "0" && fields[1] != "0" && fields[2] == "65536", "{map}");
+    } else {
+        eventually("the event about user namespaces", LIMIT, || has(&events()?, "does not support user namespaces"))?;
+    }
+    case.kubectl.ask(&["delete", "runtimeclass", &class]).map(drop)
+}
+
+/// RestartAllContainers: one container's exit code starts all of them again in the same sandbox, init container first.
+fn a_rule_restarts_all_containers(case: &Case) -> Result<()> {
+    let spec = format!(
+        "restartPolicy: Never\nvolumes:\n- name: data\n  emptyDir: {{}}\n\
+         initContainers:\n- name: prepare\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  \
+         command: [sh, -c, 'echo prepared >> /data/log']\n  volumeMounts: [{{name: data, mountPath: /data}}]\n\
+         containers:\n- name: watcher\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  restartPolicy: Never\n  \
+         restartPolicyRules: [{{action: RestartAllContainers, exitCodes: {{operator: In, values: [42]}}}}]\n  \
+         command: [sh, -c, 'if [ -e /data/once ]; then exec sleep 100000; fi; touch /data/once; sleep 2; exit 42']\n  \
+         volumeMounts: [{{name: data, mountPath: /data}}]\n\
+         - name: worker\n  image: {BUSYBOX_IMAGE}\n  imagePullPolicy: Never\n  command: [sleep, '100000']\n  \
+         volumeMounts: [{{name: data, mountPath: /data}}]\n"
+    );
+    case.kubectl.apply(&case.pod("group", &spec))?;
+    let address = || case.field("pod/group", ".status.podIP");
+    case.ready("group")?;
+    let before = address()?;
+    case.becomes("pod/group", ".status.containerStatuses[*].restartCount", "1 1")?;
+    case.becomes("pod/group", ".status.initContainerStatuses[0].restartCount", "1")?;
+    case.ready("group")?;
+    case.becomes("pod/group", ".status.conditions[?(@.type=='AllContainersRestarting')].status", "False")?;
+    ensure!(address()? == before, "another sandbox");
+    let log = case.kubectl.ask(&["exec", "group", "-c", "worker", "--", "cat", "/data/log"])?;
+    ensure!(log.lines().count() == 2, "the init container ran {} times", log.lines().count());
     Ok(())
 }
 

@@ -187,8 +187,8 @@ impl Stats {
     fn volumes(&self, pod: &PodUsageSource, into: &mut Vec<VolumeStats>, now: Timestamp) -> DiskUse {
         let mut on_disk = DiskUse::default();
         for volume in &pod.volumes {
-            let Some(mut fs) = file_system(&volume.path, now) else { continue };
-            if !is_mount_point(&volume.path) {
+            let Some(mut fs) = volume.measured.clone().or_else(|| file_system(&volume.path, now)) else { continue };
+            if volume.measured.is_none() && !is_mount_point(&volume.path) {
                 let Some(used) = self.folders.size(&volume.path) else { continue };
                 on_disk.bytes += used.bytes;
                 on_disk.inodes += used.inodes;
@@ -419,7 +419,12 @@ mod tests {
             uid: "u".into(),
             cgroup: "/kubepods/pod1".into(),
             containers: vec![container("app", "/kubepods/pod1/c1"), container("gone", "/kubepods/pod1/c2")],
-            volumes: vec![VolumeSource { name: "cache".into(), path: root.join("volumes/cache"), claim }],
+            volumes: vec![VolumeSource {
+                name: "cache".into(),
+                path: root.join("volumes/cache"),
+                claim,
+                measured: None,
+            }],
             ..PodUsageSource::default()
         };
         let sources = UsageSources {

@@ -83,8 +83,8 @@ pub(crate) fn is_mount_point(folder: &Path) -> bool {
     folder.parent().is_some_and(|parent| device(parent) != device(folder))
 }
 
-/// The file system of `path`.
-pub(crate) fn file_system(path: &Path, now: Timestamp) -> Option<FsStats> {
+/// The file system of `path`; none if it cannot be read.
+pub fn file_system(path: &Path, now: Timestamp) -> Option<FsStats> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
     let block = stat.fragment_size();
     Some(FsStats {

@@ -14,7 +14,7 @@ mod summary;
 
 pub use cgroup::{CgroupReader, Usage};
 pub use collect::{Stats, StatsConfig};
-pub use disk::DiskUse;
+pub use disk::{DiskUse, file_system};
 pub use pressure::{PsiData, PsiStats};
 pub use resource::render as resource_metrics;
 pub use summary::{

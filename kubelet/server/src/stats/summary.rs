@@ -261,7 +261,7 @@ pub struct InterfaceStats {
 }
 
 /// A file system.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FsStats {
     /// When it was read.
