@@ -41,6 +41,7 @@ use crate::admission::Offer;
 use crate::alignment::plugins::DevicePlugins;
 use crate::alignment::{self, Alignment};
 use crate::cgroups::Cgroups;
+use crate::claims;
 use crate::config::KubeletConfiguration;
 use crate::context::Context;
 use crate::cri::{CriErrorKind, GrpcRuntime, MeteredRuntime, Runtime};
@@ -170,20 +171,23 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     let ids = userns::given().and_then(|given| Ids::new(per_pod, given, config.max_pods));
     let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
     let csi = CsiVolumes::new(&node, client.clone());
-    let claims = match client.as_ref().filter(|_| gates.enabled("DynamicResourceAllocation")) {
+    let of_claims = match client.as_ref().filter(|_| gates.enabled("DynamicResourceAllocation")) {
         Some(client) => {
             let api = Arc::new(KubeApi::new(client.clone(), &name));
-            Some(bosun_kubelet_dra::Manager::start(api, &node.root_dir, &metrics)?)
+            let health = gates.enabled("ResourceHealthStatus");
+            let settings =
+                bosun_kubelet_dra::Settings { health, ..bosun_kubelet_dra::Settings::new(&node.root_dir, &metrics) };
+            Some(bosun_kubelet_dra::Manager::start(api, settings)?)
         }
         None => None,
     };
     // What registers by plugins_registry, by its type.
     let mut plugins: Vec<(String, Arc<dyn Handler>)> = Vec::new();
-    plugins.extend(claims.iter().map(|claims| (DRA_PLUGIN.to_owned(), claims.drivers() as Arc<dyn Handler>)));
+    plugins.extend(of_claims.iter().map(|claims| (DRA_PLUGIN.to_owned(), claims.drivers() as Arc<dyn Handler>)));
     let context = Arc::new(Context {
         csi: csi.clone(),
         node: node.clone(),
-        claims,
+        claims: of_claims,
         user_namespaces,
         runtime: runtime.clone(),
         observer: observer.clone(),
@@ -230,6 +234,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
     let poke = move || agent_handle.iter().for_each(NodeHandle::poke);
+    parts.spawn(claims::tell_of_devices(context.clone(), pods.clone(), cancel.clone()));
     alignment::start(&context, &pods, &config, &metrics, poke.clone(), &mut parts, &cancel)?;
     let served = Served { host, metrics: metrics.clone(), probe_metrics, gates };
     let checks = serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
@@ -255,6 +260,7 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     parts.spawn(measured::keep(csi.clone(), node.clone(), pods.clone(), period, cancel.clone()));
     if client.is_some() {
         parts.spawn(csi.clone().tell_in_use(poke.clone(), cancel.clone()));
+        parts.spawn(csi.clone().keep_limits(cancel.clone()));
         parts.spawn(plugins::keep_csi_node(csi, cancel.clone()));
     }
     let statics = static_pods(&config, &name, &mut parts, &cancel);

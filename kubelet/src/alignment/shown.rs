@@ -6,8 +6,6 @@ use bosun_api::pod::{is_sidecar, is_terminal};
 use bosun_kubelet_alignment::CpuSet;
 use bosun_kubelet_alignment::memory::state::Block;
 use bosun_kubelet_devices::pod_resources::{self, Pods as Shown};
-use bosun_kubelet_dra::Manager as Claims;
-use bosun_kubelet_dra::cache::{ContainerClaim, Device as Claimed};
 use bosun_proto::podresources::{
     AllocatableResourcesResponse, CdiDevice, ClaimResource, ContainerMemory, ContainerResources, DynamicResource,
     PodResources,
@@ -26,8 +24,8 @@ pub const FOLDER: &str = "pod-resources";
 pub struct PodsResources {
     /// What they have.
     pub alignment: Arc<Alignment>,
-    /// What they have by claims, if there are any.
-    pub claims: Option<Arc<Claims>>,
+    /// Their claims; none in standalone mode.
+    pub claims: Option<Arc<bosun_kubelet_dra::Manager>>,
     /// The pods.
     pub pods: Pods,
 }
@@ -47,25 +45,31 @@ fn memory(blocks: Vec<Block>) -> Vec<ContainerMemory> {
     shown.collect()
 }
 
-fn claimed(claim: ContainerClaim) -> DynamicResource {
-    let device = |(driver_name, device): (String, Claimed)| ClaimResource {
-        cdi_devices: device.cdi_device_ids.into_iter().map(|name| CdiDevice { name }).collect(),
-        driver_name,
-        pool_name: device.pool_name,
-        device_name: device.device_name,
-        share_id: device.share_id,
-    };
-    DynamicResource {
-        claim_name: claim.key.name,
-        claim_namespace: claim.key.namespace,
-        claim_resources: claim.devices.into_iter().map(device).collect(),
-    }
-}
-
 impl PodsResources {
     fn active(&self) -> Vec<Arc<Pod>> {
         let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
         pods.values().map(Handle::pod).filter(|pod| !is_terminal(pod)).collect()
+    }
+
+    /// The devices of the container's claims; none of what is not prepared yet.
+    fn dynamic(&self, pod: &Pod, container: &Container) -> Vec<DynamicResource> {
+        let claims = self.claims.as_ref().and_then(|claims| claims.container_claims(pod, container).ok());
+        let claims = claims.into_iter().flatten().map(|claim| DynamicResource {
+            claim_name: claim.key.name,
+            claim_namespace: claim.key.namespace,
+            claim_resources: claim
+                .devices
+                .into_iter()
+                .map(|(driver_name, device)| ClaimResource {
+                    cdi_devices: device.cdi_device_ids.into_iter().map(|name| CdiDevice { name }).collect(),
+                    driver_name,
+                    pool_name: device.pool_name,
+                    device_name: device.device_name,
+                    share_id: device.share_id,
+                })
+                .collect(),
+        });
+        claims.collect()
     }
 
     fn of(&self, pod: &Pod) -> PodResources {
@@ -77,15 +81,7 @@ impl PodsResources {
                 devices: pod_resources::devices(&devices.devices(uid, name)),
                 cpu_ids: numbers(aligner.exclusive_cpus(uid, name)),
                 memory: memory(aligner.memory(uid, name)),
-                // Of a claim that is not prepared yet there is nothing to show.
-                dynamic_resources: self
-                    .claims
-                    .as_ref()
-                    .and_then(|claims| claims.container_claims(pod, container).ok())
-                    .into_iter()
-                    .flatten()
-                    .map(claimed)
-                    .collect(),
+                dynamic_resources: self.dynamic(pod, container),
             }
         };
         let init = spec::spec(pod).init_containers.iter().flatten().filter(|init| is_sidecar(init));

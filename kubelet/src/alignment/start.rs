@@ -33,8 +33,8 @@ pub fn start(
     let requests = pod_resources::Requests::default();
     requests.register(metrics);
     let folder = context.node.root_dir.join(shown::FOLDER);
-    let shown =
-        Arc::new(PodsResources { alignment: alignment.clone(), claims: context.claims.clone(), pods: pods.clone() });
+    let claims = context.claims.clone();
+    let shown = Arc::new(PodsResources { alignment: alignment.clone(), claims, pods: pods.clone() });
     pod_resources::serve(&folder, shown, requests, cancel.clone())?;
     let period = config.cpu_manager_reconcile_period.0;
     parts.spawn(pools::keep(context.clone(), pods.clone(), period, cancel.clone()));

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bosun_kit::events::EventType;
 use bosun_kubelet_csi::cluster::{ApiCluster, Cluster, NoCluster};
-use bosun_kubelet_csi::drivers::{Drivers, Registrar};
+use bosun_kubelet_csi::drivers::{Drivers, Registrar, keep_limits};
 use bosun_kubelet_csi::mounter::{GiveToGroup, Growing};
 use bosun_kubelet_csi::{Csi, Made as CsiMade, PodUse, Volume as CsiVolume};
 use bosun_kubelet_plugins::{CSI_PLUGIN, Handler};
@@ -56,6 +56,14 @@ impl CsiVolumes {
     /// What takes up drivers that register, for the plugin watcher.
     pub fn registrar(&self) -> (String, Arc<dyn Handler>) {
         (CSI_PLUGIN.to_owned(), Arc::new(Registrar::new(self.drivers.clone(), self.cluster.clone())))
+    }
+
+    /// Keeps the numbers of volumes that drivers can take, until cancelled.
+    pub async fn keep_limits(self: Arc<Self>, cancel: CancellationToken) {
+        tokio::select! {
+            () = keep_limits(self.drivers.clone(), self.cluster.clone()) => {}
+            () = cancel.cancelled() => {}
+        }
     }
 
     /// The API server as CSI sees it.

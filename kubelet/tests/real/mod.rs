@@ -273,16 +273,16 @@ impl Drop for TestNode {
             let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
         }
         let driver = if self.systemd { Driver::Systemd } else { Driver::Cgroupfs };
-        let tree = Tree::detect(driver);
+        let name = Name::from_path(&self.name);
+        let remove = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(Tree::detect(driver).remove(&name))
+        };
         // In a thread of its own: a test may have a runtime already.
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                if let Err(error) = runtime.block_on(tree.remove(&Name::from_path(&self.name))) {
-                    eprintln!("the cgroups of {} were not removed: {error}", self.name);
-                }
-            });
-        });
+        match std::thread::scope(|scope| scope.spawn(remove).join()) {
+            Ok(Ok(())) => {}
+            failed => eprintln!("the cgroups of {} were not removed: {failed:?}", self.name),
+        }
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
         if !std::thread::panicking() {
             let _ = fs::remove_dir_all(&self.folder);
