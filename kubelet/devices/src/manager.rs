@@ -248,11 +248,6 @@ impl DeviceManager {
         shown
     }
 
-    /// Whether there was no state file: the node is new, and what its Node object says of devices is not true any more.
-    pub fn is_new(&self) -> bool {
-        !self.folder.join(FILE).exists()
-    }
-
     /// Corrects what pods may ask for in all; see [`Table::overlay`].
     pub fn overlay(&self, allocatable: &mut BTreeMap<String, Quantity>) {
         self.table().overlay(allocatable);

@@ -98,9 +98,9 @@ impl Alignment {
         self.devices.register(metrics);
     }
 
-    /// Whether the pod's admission is for the managers to decide too.
+    /// Whether the pod's admission is for the managers to decide too. All others do not wait for their turn.
     pub fn concerns(&self, pod: &Pod) -> bool {
-        !self.aligner.is_idle() || self.devices.concerns(pod)
+        (!self.aligner.is_idle() && qos_class(pod) == QosClass::Guaranteed) || self.devices.concerns(pod)
     }
 
     /// Gives the pod what it is entitled to. A device plugin that is away, as after a reboot or while it is replaced, is

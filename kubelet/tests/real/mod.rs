@@ -154,6 +154,30 @@ SystemdCgroup = {}
         self.kubelet.as_ref().unwrap().id()
     }
 
+    /// Starts a kubelet that must end by itself with a failure; returns what it said.
+    pub(crate) fn kubelet_that_ends(&mut self) -> String {
+        let before = self.log().len();
+        self.start_kubelet();
+        let began = Instant::now();
+        let code = loop {
+            if let Some(code) = self.kubelet_ended() {
+                break code;
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "the kubelet runs on:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        assert_ne!(code, 0);
+        self.log()[before..].to_owned()
+    }
+
+    /// A field of the kubelet's memory, such as `VmHWM`, in kB.
+    pub(crate) fn kubelet_memory(&self, field: &str) -> u64 {
+        let pid = self.kubelet_pid();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(&format!("{field}:"))).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// The kubelet's exit code, once it has ended by itself.
     pub(crate) fn kubelet_ended(&mut self) -> Option<i32> {
         let code = self.kubelet.as_mut()?.try_wait().unwrap()?.code();
