@@ -10,6 +10,7 @@ pub mod config;
 pub mod events;
 pub mod files;
 pub mod flags;
+pub mod followed;
 pub mod gates;
 pub mod health;
 pub mod http;

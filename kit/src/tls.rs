@@ -1,9 +1,8 @@
 //! TLS configurations, reloadable serving certificates, and who a certificate says its holder is.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -19,6 +18,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 mod policy;
 
 pub use policy::TlsPolicy;
+
+use crate::followed::Followed;
 
 /// How often files of certificates are looked at for a change, at most.
 const RELOAD_PERIOD: Duration = Duration::from_secs(10);
@@ -240,23 +241,8 @@ impl ResolvesServerCert for FixedCert {
 
 /// A serving certificate kept in two files and read again when they change, with no restart. The files are looked at
 /// when a client comes, at most every few seconds; a broken change is logged and the old certificate goes on.
-pub struct ReloadingCert {
-    cert: PathBuf,
-    key: PathBuf,
-    current: Mutex<Loaded>,
-}
-
-struct Loaded {
-    key: Arc<CertifiedKey>,
-    stamp: Option<SystemTime>,
-    looked: Instant,
-}
-
-impl fmt::Debug for ReloadingCert {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReloadingCert").field("cert", &self.cert).finish_non_exhaustive()
-    }
-}
+#[derive(Debug)]
+pub struct ReloadingCert(Followed<Arc<CertifiedKey>>);
 
 impl ReloadingCert {
     /// Loads the pair.
@@ -264,51 +250,26 @@ impl ReloadingCert {
     /// # Errors
     /// A file is missing or broken.
     pub fn load(cert: &Path, key: &Path) -> Result<Arc<Self>, TlsError> {
-        let loaded = Loaded { key: Arc::new(read_pair(cert, key)?), stamp: stamp(cert), looked: Instant::now() };
-        Ok(Arc::new(Self { cert: cert.to_owned(), key: key.to_owned(), current: Mutex::new(loaded) }))
+        let files = vec![cert.to_owned(), key.to_owned()];
+        let followed = Followed::read(files, RELOAD_PERIOD, || read_pair(cert, key).map(Arc::new))?;
+        Ok(Arc::new(Self(followed)))
     }
 }
 
 impl ResolvesServerCert for ReloadingCert {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.looked.elapsed() >= RELOAD_PERIOD {
-            current.looked = Instant::now();
-            let now = stamp(&self.cert);
-            if now != current.stamp {
-                match read_pair(&self.cert, &self.key) {
-                    Ok(key) => {
-                        current.key = Arc::new(key);
-                        current.stamp = now;
-                        tracing::info!(cert = %self.cert.display(), "serving certificate reloaded");
-                    }
-                    Err(error) => tracing::warn!(%error, "serving certificate not reloaded; the old one goes on"),
-                }
-            }
-        }
-        Some(current.key.clone())
+        let read = || match self.0.files() {
+            [cert, key] => read_pair(cert, key).map(Arc::new),
+            _ => Ok(self.0.value()),
+        };
+        Some(self.0.newest("serving certificate", read))
     }
 }
 
 /// The authorities of clients' certificates, kept in a file and read again when it changes, with no restart. As with
 /// [`ReloadingCert`], a broken change is logged and the old authorities go on.
-pub struct ReloadingClientCa {
-    file: PathBuf,
-    current: Mutex<LoadedCa>,
-}
-
-struct LoadedCa {
-    verifier: Arc<dyn ClientCertVerifier>,
-    period: Duration,
-    stamp: Option<SystemTime>,
-    looked: Instant,
-}
-
-impl fmt::Debug for ReloadingClientCa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReloadingClientCa").field("file", &self.file).finish_non_exhaustive()
-    }
-}
+#[derive(Debug)]
+pub struct ReloadingClientCa(Followed<Arc<dyn ClientCertVerifier>>);
 
 impl ReloadingClientCa {
     /// Loads the file.
@@ -320,27 +281,12 @@ impl ReloadingClientCa {
     }
 
     fn looking_every(period: Duration, file: &Path) -> Result<Arc<Self>, TlsError> {
-        let loaded = LoadedCa { verifier: read_ca(file)?, period, stamp: stamp(file), looked: Instant::now() };
-        Ok(Arc::new(Self { file: file.to_owned(), current: Mutex::new(loaded) }))
+        Ok(Arc::new(Self(Followed::read(vec![file.to_owned()], period, || read_ca(file))?)))
     }
 
     fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.looked.elapsed() >= current.period {
-            current.looked = Instant::now();
-            let now = stamp(&self.file);
-            if now != current.stamp {
-                match read_ca(&self.file) {
-                    Ok(verifier) => {
-                        current.verifier = verifier;
-                        current.stamp = now;
-                        tracing::info!(file = %self.file.display(), "client authorities reloaded");
-                    }
-                    Err(error) => tracing::warn!(%error, "client authorities not reloaded; the old ones go on"),
-                }
-            }
-        }
-        current.verifier.clone()
+        let read = || self.0.files().first().map_or_else(|| Ok(self.0.value()), |file| read_ca(file));
+        self.0.newest("client authorities", read)
     }
 }
 
@@ -391,10 +337,6 @@ fn read_ca(file: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     client_verifier(roots(&pem)?)
 }
 
-fn stamp(path: &Path) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|meta| meta.modified()).ok()
-}
-
 fn read_pair(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
     let read =
         |path: &Path| std::fs::read(path).map_err(|source| TlsError::Read { path: path.display().to_string(), source });
@@ -403,6 +345,8 @@ fn read_pair(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use tokio_rustls::{TlsAcceptor, TlsConnector};
 
     use super::*;

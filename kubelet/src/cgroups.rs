@@ -6,14 +6,20 @@ use std::time::Duration;
 
 use bosun_api::pod::{QosClass, qos_class, requests};
 use bosun_kit::backoff::Backoff;
+use bosun_kit::metrics::Metrics;
 use bosun_kubelet_cgroup::limits::{MIN_SHARES, shares};
 use bosun_kubelet_cgroup::tree::Error;
 use bosun_kubelet_cgroup::{Amount, Driver, Limits, Name, Tree};
 use k8s_openapi::api::core::v1::Pod;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::time::Instant;
 
 use crate::make::Node;
 use crate::make::resources;
+use crate::metrics;
 use crate::pod::spec;
 
 /// How long a cgroup that could not be removed is left alone: at first, and at most.
@@ -29,6 +35,13 @@ pub struct Cgroups {
     tree: Tree,
     weights: tokio::sync::Mutex<Weights>,
     refused: Mutex<HashMap<Name, Refused>>,
+    durations: Family<Operation, Histogram>,
+}
+
+/// What was done to a cgroup, as stock's metric has it: `create`, `update`, `destroy`.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Operation {
+    operation_type: &'static str,
 }
 
 /// What burstable pods ask for, in thousandths of a core by their UID, and what was last set for all of them.
@@ -58,7 +71,27 @@ impl Cgroups {
 
     /// Cgroups in a tree of one's own.
     pub fn of(tree: Tree) -> Self {
-        Self { tree, weights: Default::default(), refused: Default::default() }
+        let histogram: fn() -> Histogram = || Histogram::new(metrics::USUAL_BUCKETS);
+        let durations = Family::new_with_constructor(histogram);
+        Self { tree, weights: Default::default(), refused: Default::default(), durations }
+    }
+
+    /// Shows how long cgroups take, and of which version they are.
+    pub fn register(&self, metrics: &Metrics) {
+        let version = Gauge::<i64>::default();
+        version.set(if self.tree.layout().is_unified() { 2 } else { 1 });
+        metrics.with(|registry| {
+            registry.register("kubelet_cgroup_version", "cgroup version on the hosts", version);
+            let help = "Duration in seconds for cgroup manager operations. Broken down by method";
+            registry.register("kubelet_cgroup_manager_duration_seconds", help, self.durations.clone());
+        });
+    }
+
+    async fn timed<T>(&self, operation_type: &'static str, work: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let result = work.await;
+        self.durations.get_or_create(&Operation { operation_type }).observe(began.elapsed().as_secs_f64());
+        result
     }
 
     /// What carries plans out.
@@ -101,7 +134,8 @@ impl Cgroups {
             })
             .await;
         }
-        self.tree.make(&resources::pod_cgroup(pod, node), &resources::pod_limits(pod, node)).await
+        let (name, limits) = (resources::pod_cgroup(pod, node), resources::pod_limits(pod, node));
+        self.timed("create", self.tree.make(&name, &limits)).await
     }
 
     /// Kills what is left in the pod's cgroup and removes it.
@@ -112,7 +146,8 @@ impl Cgroups {
         if !node.cgroups_per_qos {
             return Ok(());
         }
-        let result = self.tree.remove(&resources::pod_cgroup(pod, node)).await;
+        let name = resources::pod_cgroup(pod, node);
+        let result = self.timed("destroy", self.tree.remove(&name)).await;
         self.weigh(node, |all| {
             all.remove(spec::uid(pod));
         })
@@ -139,7 +174,8 @@ impl Cgroups {
             return;
         }
         let limits = Limits { shares: Some(sum), ..Limits::default() };
-        match self.tree.update(&resources::class_cgroup(QosClass::Burstable, node), &limits).await {
+        let class = resources::class_cgroup(QosClass::Burstable, node);
+        match self.timed("update", self.tree.update(&class, &limits)).await {
             Ok(()) => weights.set = Some(sum),
             Err(error) => tracing::warn!(%error, "the weight of the burstable pods was not set"),
         }
@@ -161,7 +197,7 @@ impl Cgroups {
             if began.elapsed() > LONGEST_SWEEP {
                 break;
             }
-            let result = self.tree.remove(&name).await;
+            let result = self.timed("destroy", self.tree.remove(&name)).await;
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
             match result {
                 Ok(()) => {

@@ -1,11 +1,16 @@
 //! Claims of pods (dynamic resource allocation) in the life of a pod: prepared before its sandbox is made, unprepared
 //! once nothing of it runs.
 
+use std::sync::{Arc, PoisonError};
+
 use bosun_kit::events::EventType;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
+use crate::manager::Pods;
 use crate::pod::spec;
+use crate::worker::Message;
 
 /// Has the claims of the pod prepared, if it has any.
 ///
@@ -46,5 +51,20 @@ pub fn cdi_devices(context: &Context, pod: &Pod, container: &Container) -> Resul
     match &context.claims {
         Some(claims) => claims.cdi_devices(pod, container),
         None => Ok(Vec::new()),
+    }
+}
+
+/// Has pods look at their devices whenever a driver says that those have changed, until cancelled.
+pub async fn tell_of_devices(context: Arc<Context>, pods: Pods, cancel: CancellationToken) {
+    let Some(claims) = &context.claims else { return };
+    loop {
+        let changed = tokio::select! {
+            changed = claims.health_changed() => changed,
+            () = cancel.cancelled() => return,
+        };
+        let pods = pods.read().unwrap_or_else(PoisonError::into_inner);
+        for handle in changed.iter().filter_map(|uid| pods.get(uid)) {
+            handle.tell(Message::Look);
+        }
     }
 }

@@ -31,6 +31,11 @@ const AGAIN: Duration = Duration::from_secs(60);
 const ENFORCED: &str = "NodeAllocatableEnforced";
 const FAILED: &str = "FailedNodeAllocatableEnforcement";
 
+/// What is said of version 1 hierarchies.
+const OLD_CGROUPS: &str = "cgroup v1 detected. cgroup v1 support is unsupported and will be removed in a future release. \
+    Please migrate to cgroup v2. More information at \
+    https://git.k8s.io/enhancements/keps/sig-node/5573-cgroup-v1-unsupported";
+
 /// Checks that the machine is one that the configuration allows.
 pub(crate) fn check_machine(config: &KubeletConfiguration, layout: &Layout) -> Result<()> {
     let separate = matches!(layout, Layout::Separate(_));
@@ -44,7 +49,7 @@ pub(crate) fn check_machine(config: &KubeletConfiguration, layout: &Layout) -> R
         bail!("invalid configuration: singleProcessOOMKill must not be explicitly set to false when using cgroup v1");
     }
     if separate {
-        tracing::warn!("cgroup v1 detected. cgroup v1 support is unsupported and will be removed in a future release");
+        tracing::warn!("{OLD_CGROUPS}");
     }
     let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
     match swaps_in_use(&swaps).as_slice() {
@@ -248,6 +253,9 @@ impl Enforced {
         cancel: &CancellationToken,
     ) -> Result<()> {
         let about = reference(&self.node);
+        if matches!(tree.layout(), Layout::Separate(_)) {
+            recorder.event(&about, EventType::Warning, "CgroupV1", OLD_CGROUPS);
+        }
         if let Some((name, limits)) = self.pods {
             let (tree, recorder, about, cancel) = (tree.clone(), recorder.clone(), about.clone(), cancel.clone());
             parts.spawn(async move { limit_pods(&tree, &name, &limits, &recorder, &about, &cancel).await });

@@ -357,8 +357,13 @@ impl Manager {
     fn give_back_unknown(&self) {
         if self.api_known && self.statics_known {
             let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
-            let known =
-                |uid: &str| pods.contains_key(uid) || self.unclaimed.contains_key(uid) || self.held.contains_key(uid);
+            // One that has ended is about to give it back itself.
+            let lives = |uid: &str| {
+                pods.get(uid).map(Handle::snapshot).is_some_and(|snapshot| {
+                    !bosun_api::pod::is_terminal(&snapshot.pod) || snapshot.runtime.running().next().is_some()
+                })
+            };
+            let known = |uid: &str| lives(uid) || self.unclaimed.contains_key(uid) || self.held.contains_key(uid);
             self.context.alignment.retain(known);
         }
     }

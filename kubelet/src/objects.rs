@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest as ApiTokenRequest, TokenRequestSpec};
+use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
 };
@@ -76,6 +77,14 @@ pub trait Objects: Send + Sync + 'static {
     /// A persistent volume; none if it is not there.
     async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String> {
         standalone("persistentvolume", name)
+    }
+    /// A bundle of trusted certificates; none if it is not there.
+    async fn trust_bundle(&self, name: &str) -> Result<Option<ClusterTrustBundle>, String> {
+        standalone("clustertrustbundle", name)
+    }
+    /// All bundles of a signer.
+    async fn trust_bundles(&self, signer: &str) -> Result<Vec<ClusterTrustBundle>, String> {
+        standalone("clustertrustbundles of signer", signer)
     }
     /// A runtime class; none if it is not there.
     async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, String> {
@@ -218,6 +227,17 @@ impl Objects for ApiObjects {
     async fn persistent_volume(&self, name: &str) -> Result<Option<PersistentVolume>, String> {
         let api = Api::<PersistentVolume>::all(self.client.clone());
         get("persistentvolume", api.get_opt(name)).await
+    }
+
+    async fn trust_bundle(&self, name: &str) -> Result<Option<ClusterTrustBundle>, String> {
+        get("clustertrustbundle", Api::<ClusterTrustBundle>::all(self.client.clone()).get_opt(name)).await
+    }
+
+    async fn trust_bundles(&self, signer: &str) -> Result<Vec<ClusterTrustBundle>, String> {
+        let api = Api::<ClusterTrustBundle>::all(self.client.clone());
+        let params = ListParams::default().fields(&format!("spec.signerName={signer}"));
+        let list = async { api.list(&params).await.map(|list| Some(list.items)) };
+        Ok(get("clustertrustbundles", list).await?.unwrap_or_default())
     }
 
     async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, String> {

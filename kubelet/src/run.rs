@@ -17,11 +17,9 @@ use bosun_kit::metrics::Metrics;
 use bosun_kit::rate::Limit;
 use bosun_kit::tls::ReloadingClientCa;
 use bosun_kubelet_cgroup::{Driver, Layout};
-use bosun_kubelet_devices::{pod_resources, registration};
 use bosun_kubelet_dra::KubeApi;
 use bosun_kubelet_node::identity::{IdentityConfig, establish};
 use bosun_kubelet_node::machine::MachineReader;
-use bosun_kubelet_node::pressure::Thresholds;
 use bosun_kubelet_node::serving::{self, RequestedCert};
 use bosun_kubelet_node::{NodeAgent, NodeConfig, NodeHandle, address};
 use bosun_kubelet_plugins::{DRA_PLUGIN, Handler};
@@ -40,9 +38,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Offer;
-use crate::alignment::shown::{self, PodsResources};
-use crate::alignment::{Alignment, pools};
+use crate::alignment::plugins::DevicePlugins;
+use crate::alignment::{self, Alignment};
 use crate::cgroups::Cgroups;
+use crate::claims;
 use crate::config::KubeletConfiguration;
 use crate::context::Context;
 use crate::cri::{CriErrorKind, GrpcRuntime, MeteredRuntime, Runtime};
@@ -125,7 +124,10 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     bosun_kit::files::create_dir(&node.pods_dir(), 0o750)?;
     bosun_kit::files::create_dir(&node.pod_logs_dir, 0o755)?;
     bosun_kit::files::create_dir(&node.container_logs_dir, 0o755)?;
+    let of_memory = (node.memory_capacity, &upkeep.eviction_hard);
+    let alignment = Arc::new(Alignment::open(&config, &gates, &node.root_dir, of_memory)?);
     let cgroups = Cgroups::detect(driver);
+    cgroups.register(&metrics);
     limiting::enter(&config, &cgroups)?;
     cgroups.set_up_node(&node).await.context("make the cgroups of the pods (cgroupRoot)")?;
 
@@ -167,31 +169,32 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
     images.register(&metrics);
     let per_pod = config.user_namespaces.as_ref().and_then(|configured| configured.ids_per_pod);
     let ids = userns::given().and_then(|given| Ids::new(per_pod, given, config.max_pods));
-    let alignment = Arc::new(open_alignment(&config, &gates, &node, &upkeep.eviction_hard)?);
-    alignment.register(&metrics);
     let user_namespaces = UserNamespaces::open(ids.map_err(anyhow::Error::msg)?, &node.pods_dir());
     let csi = CsiVolumes::new(&node, client.clone());
-    let claims = match client.as_ref().filter(|_| gates.enabled("DynamicResourceAllocation")) {
+    let of_claims = match client.as_ref().filter(|_| gates.enabled("DynamicResourceAllocation")) {
         Some(client) => {
             let api = Arc::new(KubeApi::new(client.clone(), &name));
-            Some(bosun_kubelet_dra::Manager::start(api, &node.root_dir, &metrics)?)
+            let health = gates.enabled("ResourceHealthStatus");
+            let settings =
+                bosun_kubelet_dra::Settings { health, ..bosun_kubelet_dra::Settings::new(&node.root_dir, &metrics) };
+            Some(bosun_kubelet_dra::Manager::start(api, settings)?)
         }
         None => None,
     };
     // What registers by plugins_registry, by its type.
     let mut plugins: Vec<(String, Arc<dyn Handler>)> = Vec::new();
-    plugins.extend(claims.iter().map(|claims| (DRA_PLUGIN.to_owned(), claims.drivers() as Arc<dyn Handler>)));
+    plugins.extend(of_claims.iter().map(|claims| (DRA_PLUGIN.to_owned(), claims.drivers() as Arc<dyn Handler>)));
     let context = Arc::new(Context {
         csi: csi.clone(),
         node: node.clone(),
-        claims,
+        claims: of_claims,
         user_namespaces,
         runtime: runtime.clone(),
         observer: observer.clone(),
         images,
         objects,
         report,
-        alignment: alignment.clone(),
+        alignment,
         cgroups,
         client: client.clone(),
         runtime_name: version.runtime_name.clone(),
@@ -211,13 +214,9 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         runtime: runtime.clone(),
         observer: observer.clone(),
         strain: strain.clone(),
-        devices: alignment.devices.clone(),
+        devices: context.alignment.devices.clone(),
         csi: csi.clone(),
     };
-    let requests = serve_devices(&alignment, &pods, &node, &cancel)?;
-    requests.register(&metrics);
-    let period = config.cpu_manager_reconcile_period.0;
-    parts.spawn(pools::keep(context.clone(), pods.clone(), period, cancel.clone()));
 
     let mut agent_handle = None;
     if client.is_none() && !config.pod_cidr.is_empty() {
@@ -235,7 +234,8 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         parts.spawn(follow_offer(handle, offer.clone(), config.max_pods, cancel.clone()));
     }
     let poke = move || agent_handle.iter().for_each(NodeHandle::poke);
-    parts.spawn(pools::tell_of_devices(context.clone(), pods.clone(), poke, cancel.clone()));
+    parts.spawn(claims::tell_of_devices(context.clone(), pods.clone(), cancel.clone()));
+    alignment::start(&context, &pods, &config, &metrics, poke.clone(), &mut parts, &cancel)?;
     let served = Served { host, metrics: metrics.clone(), probe_metrics, gates };
     let checks = serve(&options, &config, &node, served, client.as_ref(), &mut parts, &cancel).await?;
     if let Some(timeout) = watchdog {
@@ -253,11 +253,14 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         parts.spawn(startup::follow(informer.clone(), pulls, metrics, cancel.clone()));
     }
     plugins.push(csi.registrar());
+    plugins.push(DevicePlugins::registrar(context.alignment.devices.clone(), cancel.clone()));
     plugins::start(&node, plugins, &mut parts, &cancel)?;
     measured::register(&metrics, csi.clone(), pods.clone());
     let period = config.volume_stats_agg_period.0;
     parts.spawn(measured::keep(csi.clone(), node.clone(), pods.clone(), period, cancel.clone()));
     if client.is_some() {
+        parts.spawn(csi.clone().tell_in_use(poke.clone(), cancel.clone()));
+        parts.spawn(csi.clone().keep_limits(cancel.clone()));
         parts.spawn(plugins::keep_csi_node(csi, cancel.clone()));
     }
     let statics = static_pods(&config, &name, &mut parts, &cancel);
@@ -275,32 +278,6 @@ pub async fn run(options: Options, mut config: KubeletConfiguration, cancel: Can
         tracing.stop().await;
     }
     Ok(())
-}
-
-/// CPUs, memory and devices, with what hard eviction keeps free of memory.
-fn open_alignment(
-    config: &KubeletConfiguration,
-    gates: &FeatureGates,
-    node: &Node,
-    eviction_hard: &BTreeMap<String, String>,
-) -> Result<Alignment> {
-    let thresholds = Thresholds::parse(eviction_hard)?;
-    let evicted = thresholds.reserved("memory.available", node.memory_capacity.try_into().unwrap_or(0));
-    Alignment::open(config, gates, &node.root_dir, evicted)
-}
-
-/// Listens for device plugins, and for agents that ask what pods have.
-fn serve_devices(
-    alignment: &Arc<Alignment>,
-    pods: &Pods,
-    node: &Node,
-    cancel: &CancellationToken,
-) -> Result<pod_resources::Requests> {
-    registration::serve(alignment.devices.clone(), cancel.clone())?;
-    let requests = pod_resources::Requests::default();
-    let shown = Arc::new(PodsResources { alignment: alignment.clone(), pods: pods.clone() });
-    pod_resources::serve(&node.root_dir.join(shown::FOLDER), shown, requests.clone(), cancel.clone())?;
-    Ok(requests)
 }
 
 /// The records of who may use which image, with what a killed kubelet left behind put right.

@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 
 use bosun_kubelet::admission::Offer;
 use bosun_kubelet::alignment::Alignment;
+use bosun_kubelet::alignment::plugins::DevicePlugins;
 use bosun_kubelet::config::KubeletConfiguration;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::fake::FakeRuntime;
 use bosun_kubelet::manager::{Inputs, Manager, Pods};
 use bosun_kubelet::observe::Observer;
 use bosun_kubelet_devices::registration;
+use bosun_kubelet_plugins::{DEVICE_PLUGIN, Plugin};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -46,13 +48,13 @@ impl Kubelet {
             fs::create_dir_all(path).unwrap();
         }
         let config: KubeletConfiguration = serde_json::from_value(configuration).unwrap();
-        let alignment = Alignment::open(&config, &config.gates().unwrap(), &node.root_dir, 0).unwrap();
+        let alignment =
+            Alignment::open(&config, &config.gates().unwrap(), &node.root_dir, (0, &BTreeMap::new())).unwrap();
         let alignment = Arc::new(alignment);
         let cancel = CancellationToken::new();
         registration::serve(alignment.devices.clone(), cancel.clone()).unwrap();
         let (news_to, news) = mpsc::unbounded_channel();
         let observer = Observer::new(runtime.clone(), node.clone(), news_to);
-
         let context =
             Arc::new(Context { alignment: alignment.clone(), ..fixture::context(&node, runtime.clone(), &observer) });
         let (pods, offered) = (Pods::default(), Default::default());
@@ -165,4 +167,31 @@ async fn a_running_pod_keeps_what_it_has_and_another_is_refused() {
     kubelet.until("its CPUs", |k| !k.alignment.aligner.has_exclusive_cpus("own")).await;
     kubelet.set(&[("also", size(1)), ("next", size(free))]);
     kubelet.until("the next pod", |k| k.phase("next").as_deref() == Some("Running")).await;
+}
+
+#[tokio::test]
+async fn plugins_may_register_as_drivers_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubelet = Kubelet::start(folder.path(), &runtime(), json!({}));
+    let (kind, handler) = DevicePlugins::registrar(kubelet.alignment.devices.clone(), CancellationToken::new());
+    assert_eq!(kind, DEVICE_PLUGIN);
+    let told = |name: &str, version: &str| Plugin {
+        kind: kind.clone(),
+        name: name.into(),
+        endpoint: kubelet.devices.join("test.sock").to_str().unwrap().into(),
+        versions: vec![version.into()],
+        socket: folder.path().join("registry/test.sock"),
+    };
+    let version = handler.validate(&told(DEVICE, "v2")).unwrap_err();
+    assert_eq!(version, "manager version, v1beta1, is not among plugin supported versions [\"v2\"]");
+    assert!(handler.validate(&told("cpu", "v1beta1")).unwrap_err().contains("\"cpu\" is invalid"));
+    let known = told(DEVICE, "v1beta1");
+    assert_eq!(handler.validate(&known), Ok(()));
+    assert!(handler.register(&known).await.unwrap_err().contains("failed to get device plugin options"));
+    let _plugin = TestPlugin::start(&kubelet.devices, DEVICE, vec![device("a", "Healthy", None)]);
+    handler.register(&known).await.unwrap();
+    let healthy = |kubelet: &Kubelet| kubelet.alignment.devices.capacity().allocatable.get(DEVICE).copied();
+    kubelet.until("the device", |k| healthy(k) == Some(1)).await;
+    handler.deregister(&known).await;
+    assert_eq!(healthy(&kubelet), Some(0));
 }

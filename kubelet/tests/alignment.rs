@@ -74,8 +74,12 @@ async fn told(node: &TestNode, name: &str) -> ContainerResources {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cpus_of_its_own_reach_the_process() {
-    let configuration =
-        json!({"cpuManagerPolicy": "static", "reservedSystemCPUs": "0", "cpuManagerReconcilePeriod": "1s"});
+    let configuration = json!({
+        "cpuManagerPolicy": "static", "reservedSystemCPUs": "0", "cpuManagerReconcilePeriod": "1s",
+        "memoryManagerPolicy": "Static", "evictionHard": {"memory.available": "100Mi"},
+        "reservedMemory": [{"numaNode": 0, "limits": {"memory": "100Mi"}}],
+        "topologyManagerPolicy": "single-numa-node",
+    });
     let mut node = TestNode::start_with(configuration, false);
     let all = fs::read_to_string("/sys/devices/system/cpu/online").unwrap().trim().to_owned();
     assert_ne!(all, "0", "this test needs two CPUs");
@@ -91,8 +95,13 @@ async fn cpus_of_its_own_reach_the_process() {
     let rest = || cpus(shared);
     until(&node, "the pool to shrink", || rest() != all);
     assert!(!rest().split(',').any(|part| part == given), "{}", rest());
-    assert_eq!(told(&node, "own").await.cpu_ids, [given.parse::<i64>().unwrap()]);
+    let shown = told(&node, "own").await;
+    assert_eq!(shown.cpu_ids, [given.parse::<i64>().unwrap()]);
+    let of_memory = &shown.memory[0];
+    assert_eq!((of_memory.memory_type.as_str(), of_memory.size), ("memory", 64 << 20));
     assert!(told(&node, "shared").await.cpu_ids.is_empty());
+    let kept: Value = serde_json::from_slice(&fs::read(node.path("kubelet/memory_manager_state")).unwrap()).unwrap();
+    assert_eq!(kept["machineState"]["0"]["memoryMap"]["memory"]["reserved"], 64 << 20);
     let state: Value = serde_json::from_slice(&fs::read(node.path("kubelet/cpu_manager_state")).unwrap()).unwrap();
     assert_eq!((&state["policyName"], &state["defaultCpuSet"]), (&json!("static"), &json!(rest())));
 
@@ -100,9 +109,8 @@ async fn cpus_of_its_own_reach_the_process() {
     node.manifest("large", &sleeper(&json!({"cpu": "999", "memory": "64Mi"})));
     until(&node, "the refusal", || pod(&node, "large").is_some_and(|pod| pod["status"]["phase"] == "Failed"));
     let status = pod(&node, "large").unwrap()["status"].clone();
-    assert_eq!(status["reason"], "UnexpectedAdmissionError");
-    let message = status["message"].as_str().unwrap();
-    assert!(message.starts_with("Pod was rejected: Allocate failed due to not enough cpus available"), "{message}");
+    assert_eq!(status["reason"], "TopologyAffinityError");
+    assert_eq!(status["message"], "Pod was rejected: Resources cannot be allocated with Topology locality");
 
     // The kubelet is killed and comes back: the same containers on the same CPUs.
     node.kill_kubelet();

@@ -218,6 +218,8 @@ impl Drop for Stray {
 #[test]
 fn what_is_left_in_the_cgroup_of_an_unknown_pod_is_killed_and_removed() {
     let mut node = TestNode::start();
+    let own = format!("/{}/kubelet", node.name);
+    node.configure(&json!({"kubeletCgroups": own}));
     let view = View::of(&node, Driver::Cgroupfs);
     let left = view.pods.child("burstable").child("pod00000000-dead");
     let stray =
@@ -229,6 +231,9 @@ fn what_is_left_in_the_cgroup_of_an_unknown_pod_is_killed_and_removed() {
     node.start_kubelet();
     wait_or("the stray's end", || stray.0.try_wait().unwrap().is_some(), || node.log());
     wait_or("the cgroup's end", || view.all().is_empty(), || node.log());
+    // It lives where it was told to.
+    let memberships = fs::read_to_string(format!("/proc/{}/cgroup", node.kubelet_pid())).unwrap();
+    assert!(memberships.lines().all(|line| line.ends_with(&own)), "{memberships}");
 }
 
 #[test]

@@ -17,7 +17,9 @@ use async_trait::async_trait;
 use bosun_kit::events::Recorder;
 use bosun_kit::metrics::Metrics;
 use bosun_kubelet::admission::Offer;
+use bosun_kubelet::alignment::shown::PodsResources;
 use bosun_kubelet::cgroups::Cgroups;
+use bosun_kubelet::claims;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::GrpcRuntime;
 use bosun_kubelet::make::Node;
@@ -25,8 +27,11 @@ use bosun_kubelet::manager::{Inputs, Manager, Pods};
 use bosun_kubelet::observe::Observer;
 use bosun_kubelet::report::Report;
 use bosun_kubelet_cgroup::Driver;
+use bosun_kubelet_devices::pod_resources::Pods as _;
 use bosun_kubelet_dra::Api;
 use bosun_kubelet_plugins::{DRA_PLUGIN, Handler, PluginWatcher};
+use bosun_proto::dra::health::HealthStatus;
+use bosun_proto::podresources::PodResources;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use k8s_openapi::api::core::v1::Pod;
@@ -96,6 +101,7 @@ struct Kubelet {
     pods: Pods,
     statics: mpsc::UnboundedSender<BTreeMap<String, Arc<Pod>>>,
     wanted: BTreeMap<String, Arc<Pod>>,
+    context: Arc<Context>,
     cancel: CancellationToken,
 }
 
@@ -120,7 +126,9 @@ impl Kubelet {
         let observer = Observer::new(runtime.clone(), node.clone(), news_to);
         observer.list().await.unwrap();
         let report = Report::new(Recorder::new(cluster.client(), "kubelet", Some("node1")));
-        let claims = bosun_kubelet_dra::Manager::start(cluster.clone(), &node.root_dir, &Metrics::default()).unwrap();
+        let registry = Metrics::default();
+        let settings = bosun_kubelet_dra::Settings::new(&node.root_dir, &registry);
+        let claims = bosun_kubelet_dra::Manager::start(cluster.clone(), settings).unwrap();
         let cancel = CancellationToken::new();
         let handlers = [(DRA_PLUGIN.to_owned(), claims.drivers() as Arc<dyn Handler>)];
         let watcher = PluginWatcher::new(&node.root_dir.join("plugins_registry"), handlers).unwrap();
@@ -136,11 +144,12 @@ impl Kubelet {
         let (ended_to, ended) = mpsc::unbounded_channel();
         let (statics, statics_from) = mpsc::unbounded_channel();
         let offer = Arc::new(Mutex::new(Offer::default()));
-        let manager = Manager::new(context, pods.clone(), offer, ended_to, cancel.clone());
+        let manager = Manager::new(context.clone(), pods.clone(), offer, ended_to, cancel.clone());
         let inputs = Inputs { api: None, statics: Some(statics_from), news, changes: None };
         tokio::spawn(manager.run(inputs, ended));
         tokio::spawn(observer.run(cancel.clone()));
-        Self { pods, statics, wanted: BTreeMap::new(), cancel }
+        tokio::spawn(claims::tell_of_devices(context.clone(), pods.clone(), cancel.clone()));
+        Self { pods, statics, wanted: BTreeMap::new(), context, cancel }
     }
 
     /// Has a pod run that uses both requests of the claim, each in one container, and none in a third.
@@ -166,6 +175,19 @@ impl Kubelet {
 
     fn has(&self, name: &str) -> bool {
         self.pods.read().unwrap().contains_key(&format!("uid-{name}"))
+    }
+
+    /// How a container's devices are, as its status says.
+    fn health(&self, name: &str, container: usize) -> Value {
+        let handle = self.pods.read().unwrap().get(&format!("uid-{name}")).cloned().unwrap();
+        let status = serde_json::to_value(&handle.pod().status).unwrap();
+        status["containerStatuses"][container]["allocatedResourcesStatus"].clone()
+    }
+
+    /// What agents are told that the pod has.
+    fn resources(&self, name: &str) -> PodResources {
+        let (alignment, claims) = (self.context.alignment.clone(), self.context.claims.clone());
+        PodsResources { alignment, claims, pods: self.pods.clone() }.get("default", name).unwrap()
     }
 
     fn runs(&self, name: &str) -> bool {
@@ -211,7 +233,8 @@ async fn claims_from_the_first_pod_to_the_last() {
     let waiting =
         "Failed to prepare dynamic resources: prepare dynamic resources: DRA driver gpu.example.com is not registered";
     until("the event", || cluster.was_told("FailedPrepareDynamicResources", waiting)).await;
-    let driver = FakeDriver::start(&machine.folder.join("kubelet"), DRIVER, &["v1.DRAPlugin", "v1beta1.DRAPlugin"]);
+    let driver =
+        FakeDriver::start(&machine.folder.join("kubelet"), DRIVER, &["v1.DRAPlugin", "v1alpha1.DRAResourceHealth"]);
     driver.with(|state| {
         let devices = vec![device("example.com/gpu=zero", &["main"]), device("example.com/gpu=one", &["side"])];
         state.devices.insert("gpu".into(), devices);
@@ -223,6 +246,20 @@ async fn claims_from_the_first_pod_to_the_last() {
             assert_eq!(said(&machine, "first", container).as_deref(), Some(wanted), "{container}");
         }
     }
+
+    // Agents and the status are told.
+    let resources = kubelet.resources("first");
+    let of = &resources.containers[1].dynamic_resources;
+    assert_eq!((of.len(), of[0].claim_name.as_str(), of[0].claim_namespace.as_str()), (1, "gpu", "default"));
+    let shown = &of[0].claim_resources[0];
+    assert_eq!((shown.driver_name.as_str(), shown.device_name.as_str()), (DRIVER, "one"));
+    assert_eq!(shown.cdi_devices[0].name, "example.com/gpu=one");
+    assert!(resources.containers[2].dynamic_resources.is_empty());
+    driver.tell(&device("example.com/gpu=one", &["side"]), HealthStatus::Unhealthy, 600);
+    let bad = json!([{"name": "claim:gpu/side", "resources": [{"resourceID": "example.com/gpu=one", "health": "Unhealthy"}]}]);
+    until("the bad news", || kubelet.health("first", 1) == bad).await;
+    assert_eq!(kubelet.health("first", 0)[0]["resources"][0]["health"], "Unknown");
+    assert_eq!(kubelet.health("first", 2), Value::Null);
 
     // Another pod shares it; the first goes.
     kubelet.add("second", "gpu");

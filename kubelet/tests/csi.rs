@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bosun_kit::events::Recorder;
+use bosun_kit::metrics::Metrics;
 use bosun_kubelet::admission::Offer;
 use bosun_kubelet::context::Context;
 use bosun_kubelet::cri::{GrpcRuntime, Runtime};
@@ -25,6 +26,7 @@ use bosun_kubelet::objects::Objects;
 use bosun_kubelet::observe::Observer;
 use bosun_kubelet::report::Report;
 use bosun_kubelet::volumes::csi::CsiVolumes;
+use bosun_kubelet::volumes::measured;
 use bosun_kubelet::worker::Message;
 use bosun_kubelet_csi::PodUse;
 use bosun_kubelet_csi::cluster::{Cluster, Written};
@@ -409,6 +411,10 @@ async fn grown_and_measured(world: &mut World) {
     world.kubelet().csi.measure(&world.node, &pods).await;
     let measured = world.kubelet().csi.measured("grows", "v").unwrap();
     assert_eq!((measured.capacity_bytes, measured.used_bytes, measured.inodes_used), (1000, 250, 7));
+    let metrics = Metrics::new();
+    measured::register(&metrics, world.kubelet().csi.clone(), world.kubelet().pods.clone());
+    let line = "kubelet_volume_stats_used_bytes{namespace=\"default\",persistentvolumeclaim=\"grows\"} 250";
+    assert!(metrics.render().contains(line), "{}", metrics.render());
     world.remove("grows");
     world.gone("grows").await;
     assert_eq!(world.kubelet().csi.measured("grows", "v"), None);

@@ -159,6 +159,7 @@ fn env(variable: &Value, path: &Path<'_>, faults: &mut Faults) {
         match kind {
             "fieldRef" => field_ref(reference, &at, ENV_FIELDS, faults),
             "resourceFieldRef" => resource_ref(reference, &at, faults),
+            "fileKeyRef" => file_ref(reference, &at, faults),
             _ => key_ref(reference, &at, faults),
         }
     }
@@ -193,6 +194,25 @@ pub(super) fn resource_ref(field: &Value, path: &Path<'_>, faults: &mut Faults) 
         && !name.starts_with("requests.hugepages-")
     {
         faults.not_supported(&path.child("resource"), name, ENV_RESOURCES);
+    }
+}
+
+/// A key in a file of a volume (KEP-3721).
+fn file_ref(reference: &Value, path: &Path<'_>, faults: &mut Faults) {
+    for field in ["volumeName", "path", "key"] {
+        if text(&reference[field]).is_empty() {
+            faults.required(&path.child(field), "");
+        }
+    }
+    let file = text(&reference["path"]);
+    if file.starts_with('/') {
+        faults.invalid(&path.child("path"), file, "must be a relative path");
+    } else if file.split('/').any(|part| part == "..") {
+        faults.invalid(&path.child("path"), file, "must not contain '..'");
+    }
+    let key = text(&reference["key"]);
+    if !key.is_empty() {
+        faults.complaints(&path.child("key"), key, names::env_var_name(key));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bosun_api::defaults;
 use bosun_api::resource::Resource;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use serde_json::{Map, Value, json};
@@ -70,7 +71,7 @@ pub(crate) fn prepare_create(resource: &Resource, object: &mut Value) {
     }
     match resource.plural {
         "namespaces" => first_namespace(top),
-        "pods" => first_pod(top),
+        "pods" => first_pod(resource, top),
         "persistentvolumes" | "persistentvolumeclaims" => {
             top.insert("status".into(), json!({"phase": "Pending"}));
         }
@@ -112,8 +113,11 @@ fn settle_secret(secret: &mut Value) {
     }
 }
 
-fn first_pod(top: &mut Map<String, Value>) {
-    let typed = serde_json::from_value(Value::Object(top.clone()));
+fn first_pod(resource: &Resource, top: &mut Map<String, Value>) {
+    // The class is that of the pod with its defaults: requests may come from limits.
+    let mut whole = Value::Object(top.clone());
+    defaults::apply(resource, &mut whole);
+    let typed = serde_json::from_value(whole);
     let qos = typed.map_or("BestEffort", |pod| bosun_api::pod::qos_class(&pod).as_str());
     top.insert("status".into(), json!({"phase": "Pending", "qosClass": qos}));
     let gated = top.get("spec").and_then(|s| s.get("schedulingGates")).and_then(Value::as_array);

@@ -2,9 +2,9 @@
 //! else keeps them).
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::future::BoxFuture;
@@ -14,6 +14,7 @@ use kube::client::Body;
 use kube::config::Kubeconfig;
 
 use super::config_from_kubeconfig;
+use crate::followed::{self, Followed};
 
 /// How often the files are looked at, at most, and only when a request is made.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -25,14 +26,7 @@ pub struct Following(Arc<Shared>);
 
 struct Shared {
     kubeconfig: PathBuf,
-    files: Vec<PathBuf>,
-    current: Mutex<Current>,
-}
-
-struct Current {
-    client: Client,
-    stamps: Vec<Option<SystemTime>>,
-    looked: Instant,
+    client: Followed<Client>,
 }
 
 impl Following {
@@ -41,17 +35,20 @@ impl Following {
     /// # Errors
     /// The file is missing or broken (the text names it and the field), or its TLS material is.
     pub async fn load(path: &Path) -> anyhow::Result<Self> {
+        Self::looking_every(PERIOD, path).await
+    }
+
+    async fn looking_every(period: Duration, path: &Path) -> anyhow::Result<Self> {
         let files = named_files(path);
-        let stamps = stamps(&files);
-        let client = dial(path).await?;
-        let current = Mutex::new(Current { client, stamps, looked: Instant::now() });
-        Ok(Self(Arc::new(Shared { kubeconfig: path.to_owned(), files, current })))
+        let stamps = followed::stamps(&files);
+        let client = Followed::new(files, stamps, period, dial(path).await?);
+        Ok(Self(Arc::new(Shared { kubeconfig: path.to_owned(), client })))
     }
 
     /// The client; without files to follow it is the plain one.
     pub fn client(&self) -> Client {
-        let current = self.current();
-        if self.0.files.is_empty() {
+        let current = self.0.client.value();
+        if self.0.client.files().is_empty() {
             return current;
         }
         let namespace = current.default_namespace().to_owned();
@@ -63,35 +60,19 @@ impl Following {
     /// # Errors
     /// They are broken; what was there goes on.
     pub async fn reload(&self) -> anyhow::Result<()> {
-        let stamps = stamps(&self.0.files);
-        let client = dial(&self.0.kubeconfig).await?;
-        let mut current = self.0.current.lock().unwrap_or_else(PoisonError::into_inner);
-        (current.client, current.stamps) = (client, stamps);
+        let stamps = followed::stamps(self.0.client.files());
+        self.0.client.put(dial(&self.0.kubeconfig).await?, stamps);
         Ok(())
     }
 
-    fn current(&self) -> Client {
-        self.0.current.lock().unwrap_or_else(PoisonError::into_inner).client.clone()
-    }
-
-    /// Whether the files have changed since they were read, as far as it is time to look.
-    fn changed(&self) -> bool {
-        let mut current = self.0.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.looked.elapsed() < PERIOD {
-            return false;
-        }
-        current.looked = Instant::now();
-        stamps(&self.0.files) != current.stamps
-    }
-
     async fn newest(&self) -> Client {
-        if self.changed() {
+        if self.0.client.changed().is_some() {
             match self.reload().await {
                 Ok(()) => tracing::info!(kubeconfig = %self.0.kubeconfig.display(), "client certificate reloaded"),
                 Err(error) => tracing::warn!("client certificate not reloaded; the old one goes on: {error:#}"),
             }
         }
-        self.current()
+        self.0.client.value()
     }
 }
 
@@ -108,10 +89,6 @@ fn named_files(path: &Path) -> Vec<PathBuf> {
     let clusters = kubeconfig.clusters.into_iter().filter_map(|cluster| cluster.cluster);
     let of_clusters = clusters.map(|cluster| cluster.certificate_authority);
     of_users.chain(of_clusters).flatten().map(PathBuf::from).collect()
-}
-
-fn stamps(files: &[PathBuf]) -> Vec<Option<SystemTime>> {
-    files.iter().map(|file| std::fs::metadata(file).and_then(|meta| meta.modified()).ok()).collect()
 }
 
 /// Hands each request to the client of the moment.
@@ -181,19 +158,15 @@ mod tests {
         let text = kubeconfig_yaml("c", &format!("https://{addr}"), ca.cert_pem(), "me", &credential);
         std::fs::write(&kubeconfig, text).unwrap();
 
-        let following = Following::load(&kubeconfig).await.unwrap();
+        let following = Following::looking_every(Duration::ZERO, &kubeconfig).await.unwrap();
         let client = following.client();
         let ask = || client.request_text(Request::get("/").body(Vec::new()).unwrap());
-        let time_to_look = || following.0.current.lock().unwrap().looked -= PERIOD;
         assert_eq!(ask().await.unwrap(), "before");
 
         std::fs::write(&cert, "broken").unwrap();
-        time_to_look();
         assert_eq!(ask().await.unwrap(), "before", "a broken change is not taken");
 
         become_("after");
-        assert_eq!(ask().await.unwrap(), "before", "not looked at with each request");
-        time_to_look();
         assert_eq!(ask().await.unwrap(), "after");
         stop.cancel();
     }

@@ -650,6 +650,8 @@ mod tests {
             "kubelet_topology_manager_admission_requests_total 3",
             "kubelet_topology_manager_admission_errors_total 1",
             "kubelet_topology_manager_admission_duration_ms_count 3",
+            "kubelet_container_aligned_compute_resources_count{scope=\"container\",boundary=\"numa_node\"} 2",
+            "kubelet_container_aligned_compute_resources_failure_count{scope=\"container\",boundary=\"numa_node\"} 1",
         ] {
             assert!(page.contains(line), "{line} in {page}");
         }

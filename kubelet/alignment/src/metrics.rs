@@ -36,8 +36,9 @@ pub struct Measured {
     pub(crate) admissions: Counter,
     pub(crate) refusals: Counter,
     pub(crate) duration: Histogram,
-    pub(crate) aligned: Family<Alignment, Counter>,
-    pub(crate) not_aligned: Family<Alignment, Counter>,
+    // Counted under names without the suffix that the text format gives counters; stock's names matter more.
+    pub(crate) aligned: Family<Alignment, Gauge>,
+    pub(crate) not_aligned: Family<Alignment, Gauge>,
 }
 
 impl Default for Measured {
@@ -103,7 +104,6 @@ impl Measured {
             registry.register("kubelet_cpu_manager_exclusive_cpu_allocation_count", help, self.exclusive.clone());
             let help = "Number of CPUs allocated per NUMA node";
             registry.register("kubelet_cpu_manager_allocation_per_numa", help, self.exclusive_on.clone());
-            // Stock's names of these two counters have no suffix that the text format would take for one, so it adds it.
             let help = "Cumulative number of aligned compute resources allocated to containers by alignment type";
             registry.register("kubelet_container_aligned_compute_resources_count", help, self.aligned.clone());
             let help =

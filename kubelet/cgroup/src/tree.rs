@@ -127,6 +127,11 @@ impl Tree {
     /// # Errors
     /// It cannot be made or entered in some hierarchy.
     pub fn enter(&self, path: &str) -> Result<(), Error> {
+        if let Layout::Separate(all) = &self.layout
+            && let Some((_, root)) = all.iter().find(|(name, _)| name == "cpuset")
+        {
+            hand_cores_down(root, Path::new(path.trim_start_matches('/')))?;
+        }
         for folder in self.layout.folders(path) {
             fs::create_dir_all(&folder).map_err(failed("make cgroup", &folder))?;
             write(&folder.join("cgroup.procs"), "0", false)?;
@@ -242,6 +247,25 @@ fn make(root: &Path, inside: &Path, hand_down: bool) -> Result<(), Error> {
                 return Err(failed("make cgroup", &folder)(error));
             }
             _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Makes the folders down from the root of the version 1 cpuset hierarchy, each with its parent's cores and memory nodes:
+/// without any of its own a cgroup there takes no process.
+fn hand_cores_down(root: &Path, inside: &Path) -> Result<(), Error> {
+    let mut folder = root.to_path_buf();
+    for part in inside.components() {
+        let above = folder.clone();
+        folder.push(part);
+        make(&above, Path::new(part.as_os_str()), false)?;
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let read =
+                |folder: &Path| fs::read_to_string(folder.join(file)).map_err(failed("read", &folder.join(file)));
+            if read(&folder)?.trim().is_empty() {
+                write(&folder.join(file), read(&above)?.trim(), false)?;
+            }
         }
     }
     Ok(())

@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::api::storage::v1::CSIDriver;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use thiserror::Error;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{Notify, OwnedMutexGuard};
 
 use crate::cluster::Cluster;
 use crate::drivers::{Driver, Drivers};
@@ -99,6 +99,7 @@ pub struct Csi {
     cluster: Arc<dyn Cluster>,
     locks: Locks,
     failures: Mutex<HashMap<(String, String), u32>>,
+    used: Notify,
     tokens: Mutex<HashMap<TokenKey, (Instant, TokenRequestStatus)>>,
 }
 
@@ -149,6 +150,7 @@ impl Csi {
             cluster,
             locks: Locks::default(),
             failures: Mutex::default(),
+            used: Notify::new(),
             tokens: Mutex::default(),
         }
     }
@@ -249,6 +251,7 @@ impl Csi {
         if phase < Phase::Published {
             self.check_one_pod(volume, pod)?;
             record::write(&file, &record).map_err(|error| failed(volume, SET_UP, error.to_string()))?;
+            self.used.notify_one();
         }
         let staged = self.is_staged(&record).map_err(|error| failed(volume, SET_UP, error.to_string()))?;
         let again = (wanted.republish || may_grow).then_some(AGAIN);
@@ -313,7 +316,10 @@ impl Csi {
             if found.as_ref().is_some_and(|found| found.metadata.deletion_timestamp.is_some()) {
                 return Err(failed(volume, what, "volume attachment is being deleted".to_owned()));
             }
-            if let Some(status) = status.filter(|status| status.attached) {
+            let attached = status.filter(|status| status.attached);
+            if let Some(status) = attached
+                && self.is_reported(volume).await.map_err(|error| failed(volume, what, error))?
+            {
                 return Ok(status.attachment_metadata.clone().unwrap_or_default());
             }
             if let Some(error) = status.and_then(|status| status.attach_error.as_ref()) {
@@ -321,12 +327,29 @@ impl Csi {
             }
             if began.elapsed() > ATTACH_PATIENCE {
                 let (driver, handle) = (&volume.driver, &volume.handle);
+                if attached.is_some() {
+                    let text = "it is attached, but the node's status does not show it in use yet; the node has to be able to write its status";
+                    return Err(failed(volume, what, text.to_owned()));
+                }
                 let text =
                     format!("timed out waiting for external-attacher of {driver} CSI driver to attach volume {handle}");
                 return Err(failed(volume, what, text));
             }
             tokio::time::sleep(pause.next_delay()).await;
         }
+    }
+
+    /// Whether the node's status shows the volume in use, so that nobody detaches it while it is mounted.
+    async fn is_reported(&self, volume: &Volume) -> Result<bool, String> {
+        let unique = names::unique(&volume.driver, &volume.handle);
+        let node = self.cluster.node().await?;
+        let Some(node) = node else { return Ok(true) };
+        let in_use = node.status.and_then(|status| status.volumes_in_use).unwrap_or_default();
+        let reported = in_use.contains(&unique);
+        if !reported {
+            self.used.notify_one();
+        }
+        Ok(reported)
     }
 
     fn staging_path(&self, volume: &Volume) -> PathBuf {
@@ -621,7 +644,14 @@ impl Csi {
             record::remove(&file, &top)
         })
         .await
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+        self.used.notify_one();
+        Ok(())
+    }
+
+    /// Notified when what [`Csi::in_use`] tells may have changed.
+    pub fn used(&self) -> &Notify {
+        &self.used
     }
 
     /// Where volumes with file systems are published to a pod: drivers mounted there, and drivers unmount.

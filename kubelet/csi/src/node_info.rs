@@ -28,6 +28,14 @@ pub async fn install(cluster: &dyn Cluster, driver: &str, info: &NodeGetInfoResp
     change_csi_node(cluster, |node, known| csi_node_with(node, known, driver, info)).await
 }
 
+/// Shows in the CSINode what a driver says now.
+///
+/// # Errors
+/// The API server refuses.
+pub async fn update(cluster: &dyn Cluster, driver: &str, info: &NodeGetInfoResponse) -> Result<(), String> {
+    change_csi_node(cluster, |node, known| csi_node_with(node, known, driver, info)).await
+}
+
 /// Takes a driver out of both objects; labels stay, as in stock.
 ///
 /// # Errors

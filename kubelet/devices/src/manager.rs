@@ -146,7 +146,7 @@ impl DeviceManager {
         self.registrations.get_or_create(&OfResource { resource_name: resource.to_owned() }).inc();
     }
 
-    /// Takes a plugin in and follows it until it ends or `cancel` is.
+    /// Takes a plugin in and follows it until it ends or `cancel` is. Returns the number of the connection.
     ///
     /// # Errors
     /// It does not answer.
@@ -155,7 +155,7 @@ impl DeviceManager {
         resource: &str,
         plugin: Arc<dyn Plugin>,
         cancel: CancellationToken,
-    ) -> Result<(), String> {
+    ) -> Result<u64, String> {
         let options =
             plugin.options().await.map_err(|error| format!("failed to get device plugin options: {error}"))?;
         let connection = {
@@ -177,7 +177,12 @@ impl DeviceManager {
                 () = cancel.cancelled() => {}
             }
         });
-        Ok(())
+        Ok(connection)
+    }
+
+    /// A plugin is not to be used any more, though its connection may still stand.
+    pub fn disconnect(&self, resource: &str, connection: u64) {
+        self.lost(resource, connection);
     }
 
     async fn follow(&self, resource: &str, connection: u64, plugin: &dyn Plugin) {
@@ -241,11 +246,6 @@ impl DeviceManager {
             self.keep_or_warn(&table);
         }
         shown
-    }
-
-    /// Whether there was no state file: the node is new, and what its Node object says of devices is not true any more.
-    pub fn is_new(&self) -> bool {
-        !self.folder.join(FILE).exists()
     }
 
     /// Corrects what pods may ask for in all; see [`Table::overlay`].

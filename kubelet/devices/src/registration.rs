@@ -17,7 +17,8 @@ use crate::plugin::GrpcPlugin;
 use crate::unix;
 
 const SOCKET: &str = "kubelet.sock";
-const VERSION: &str = "v1beta1";
+/// The version of the API that plugins must speak.
+pub const VERSION: &str = "v1beta1";
 
 /// Listens for plugins until cancelled. Sockets of an earlier run are removed first: plugins take that for the sign to
 /// register again.
@@ -94,7 +95,7 @@ impl Registration for Registrar {
         let registered = match check(&request) {
             Ok(()) => {
                 let plugin = Arc::new(GrpcPlugin::new(self.manager.folder().join(&request.endpoint)));
-                self.manager.clone().connect(resource, plugin, self.cancel.clone()).await
+                self.manager.clone().connect(resource, plugin, self.cancel.clone()).await.map(drop)
             }
             Err(fault) => Err(fault),
         };

@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
 
+use crate::health;
 use crate::metrics::Metrics;
 
 /// How long a driver may take for one call, as in stock.
@@ -68,6 +69,7 @@ pub struct Driver {
     /// Its socket.
     pub endpoint: String,
     service: Service,
+    tells_health: bool,
     channel: Channel,
     metrics: Metrics,
 }
@@ -82,8 +84,19 @@ impl Driver {
             let Plugin { name, endpoint, .. } = plugin;
             format!("invalid supported gRPC versions of DRA driver plugin {name} at endpoint {endpoint}: {why}")
         })?;
-        let channel = socket::channel(&socket::path(&plugin.endpoint));
-        Ok(Self { name: plugin.name.clone(), endpoint: plugin.endpoint.clone(), service, channel, metrics })
+        Ok(Self {
+            name: plugin.name.clone(),
+            endpoint: plugin.endpoint.clone(),
+            service,
+            tells_health: plugin.versions.iter().any(|version| version == health::SERVICE),
+            channel: socket::channel(&socket::path(&plugin.endpoint)),
+            metrics,
+        })
+    }
+
+    /// Its health service, if it has one.
+    pub(crate) fn health(&self) -> Option<Channel> {
+        self.tells_health.then(|| self.channel.clone())
     }
 
     /// Has claims prepared; the devices of each, by its UID.

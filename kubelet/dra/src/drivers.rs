@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::Api;
 use crate::driver::{Driver, Service};
+use crate::health::Health;
 use crate::metrics::Metrics;
 
 /// How long a driver may be away before its ResourceSlices are deleted, as in stock: enough to replace its pod.
@@ -31,6 +32,8 @@ const WIPES: usize = 100;
 pub struct Drivers {
     api: Arc<dyn Api>,
     away: Duration,
+    /// What they tell of their devices; none if nobody wants to know.
+    health: Option<Arc<Health>>,
     metrics: Metrics,
     known: Mutex<Known>,
     /// For tasks of its own.
@@ -52,13 +55,16 @@ struct Instance {
     connected: bool,
     /// Watches the connection for as long as it is known.
     _monitor: AbortOnDropHandle<()>,
+    /// Listens to what it tells of its devices.
+    _health: Option<AbortOnDropHandle<()>>,
 }
 
 impl Drivers {
     /// None yet; begins to delete all ResourceSlices of this node. A driver that is away for `away` ([`AWAY`]) loses
-    /// its own.
-    pub fn start(api: Arc<dyn Api>, away: Duration, metrics: Metrics) -> Arc<Self> {
-        let drivers = Arc::new_cyclic(|own| Self { api, away, metrics, known: Mutex::default(), own: own.clone() });
+    /// its own. What drivers tell of their devices goes to `health`, if there is any.
+    pub fn start(api: Arc<dyn Api>, away: Duration, health: Option<Arc<Health>>, metrics: Metrics) -> Arc<Self> {
+        let drivers =
+            Arc::new_cyclic(|own| Self { api, away, health, metrics, known: Mutex::default(), own: own.clone() });
         let wipe = drivers.clone().wipe(String::new(), Duration::ZERO);
         drivers.known().wipes.insert(String::new(), AbortOnDropHandle::new(tokio::spawn(wipe)));
         drivers
@@ -176,7 +182,11 @@ impl Handler for Drivers {
         }
         let watch = monitor(self.own.clone(), name.clone(), plugin.socket.clone(), socket::path(endpoint));
         let _monitor = AbortOnDropHandle::new(tokio::spawn(watch));
-        plugins.push(Instance { driver, socket: plugin.socket.clone(), connected: false, _monitor });
+        let _health = self.health.clone().zip(driver.health()).map(|(health, channel)| {
+            let plugin = plugin.clone();
+            AbortOnDropHandle::new(tokio::spawn(async move { health.watch(&plugin, channel).await }))
+        });
+        plugins.push(Instance { driver, _health, socket: plugin.socket.clone(), connected: false, _monitor });
         self.look_after(&mut known, name);
         Ok(())
     }

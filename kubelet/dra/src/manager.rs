@@ -4,19 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bosun_kit::metrics::Metrics as Registry;
 use bosun_proto::dra::v1::{Claim, NodePrepareResourceResponse};
 use futures::future::{join_all, try_join_all};
-use k8s_openapi::api::core::v1::{Container, Pod};
-use tokio::sync::OwnedMutexGuard;
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceHealth, ResourceRequirements, ResourceStatus};
+use tokio::sync::{OwnedMutexGuard, mpsc};
 
 use crate::api::Api;
-use crate::cache::{Cache, ContainerClaim, Device, DriverState, Key};
+use crate::cache::{Cache, ClaimInfo, ContainerClaim, Device, DriverState, Key};
 use crate::checkpoint::{Checkpoint, Corrupt};
 use crate::claims::{self, Allocated};
 use crate::drivers::{AWAY, Drivers};
+use crate::health::{Changed, Health};
 use crate::metrics::Metrics;
 use crate::plan::{self, Change, Plan};
 
@@ -31,7 +32,28 @@ pub struct Manager {
     /// The checkpoint does not say what the cache does: its last writing failed.
     behind: AtomicBool,
     claims: Mutex<BTreeMap<Key, Weak<tokio::sync::Mutex<()>>>>,
+    health: Option<Arc<Health>>,
+    changed: tokio::sync::Mutex<mpsc::UnboundedReceiver<Changed>>,
     metrics: Metrics,
+}
+
+/// How claims are looked after.
+pub struct Settings<'a> {
+    /// The kubelet's folder.
+    pub folder: &'a Path,
+    /// Where to show what is counted.
+    pub registry: &'a Registry,
+    /// Whether drivers are asked how their devices are (the gate `ResourceHealthStatus`).
+    pub health: bool,
+    /// How long a driver may be away before its ResourceSlices are deleted.
+    pub away: Duration,
+}
+
+impl<'a> Settings<'a> {
+    /// With stock's defaults.
+    pub fn new(folder: &'a Path, registry: &'a Registry) -> Self {
+        Self { folder, registry, health: true, away: AWAY }
+    }
 }
 
 impl Manager {
@@ -40,26 +62,15 @@ impl Manager {
     ///
     /// # Errors
     /// What was kept cannot be used.
-    pub fn start(api: Arc<dyn Api>, folder: &Path, registry: &Registry) -> Result<Arc<Self>, Corrupt> {
+    pub fn start(api: Arc<dyn Api>, settings: Settings<'_>) -> Result<Arc<Self>, Corrupt> {
+        let Settings { folder, registry, health, away } = settings;
         let metrics = Metrics::default();
-        let drivers = Drivers::start(api.clone(), AWAY, metrics.clone());
-        Self::with_drivers(api, drivers, folder, registry, metrics)
-    }
-
-    /// The same with drivers that are there already.
-    ///
-    /// # Errors
-    /// As [`Manager::start`].
-    pub fn with_drivers(
-        api: Arc<dyn Api>,
-        drivers: Arc<Drivers>,
-        folder: &Path,
-        registry: &Registry,
-        metrics: Metrics,
-    ) -> Result<Arc<Self>, Corrupt> {
+        let (changes, changed) = mpsc::unbounded_channel();
+        let health = health.then(|| Arc::new(Health::new(changes)));
         let checkpoint = Checkpoint::within(folder);
         let cache = Arc::new(Mutex::new(checkpoint.load()?));
         metrics.register(registry, cache.clone());
+        let drivers = Drivers::start(api.clone(), away, health.clone(), metrics.clone());
         Ok(Arc::new(Self {
             api,
             drivers,
@@ -68,6 +79,8 @@ impl Manager {
             keeper: tokio::sync::Mutex::default(),
             behind: AtomicBool::new(false),
             claims: Mutex::default(),
+            health,
+            changed: tokio::sync::Mutex::new(changed),
             metrics,
         }))
     }
@@ -212,6 +225,67 @@ impl Manager {
             }
         }
         Ok(found)
+    }
+
+    /// Waits until devices are otherwise than before; the pods that use them, by UID. For one caller at a time.
+    pub async fn health_changed(&self) -> BTreeSet<String> {
+        let Some(changed) = self.changed.lock().await.recv().await else { return std::future::pending().await };
+        let uses = |claim: &&ClaimInfo| {
+            let devices = claim.driver_state.get(&changed.driver).map(|state| state.devices.as_slice());
+            let named = |device: &Device| (device.pool_name.clone(), device.device_name.clone());
+            devices.unwrap_or_default().iter().any(|device| changed.devices.contains(&named(device)))
+        };
+        self.cache().claims().filter(uses).flat_map(|claim| claim.pod_uids.clone()).collect()
+    }
+
+    /// Puts into the statuses of the pod's containers how the devices of their claims are.
+    pub fn tell_health(&self, pod: &Pod, status: &mut PodStatus) {
+        let Some(health) = &self.health else { return };
+        let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
+        for shown in status.container_statuses.iter_mut().flatten() {
+            let Some(container) = containers.iter().find(|container| container.name == shown.name) else { continue };
+            let own = self.resource_statuses(pod, container, health);
+            if own.is_empty() {
+                continue;
+            }
+            let statuses = shown.allocated_resources_status.get_or_insert_with(Vec::new);
+            statuses.retain(|known| own.iter().all(|own| own.name != known.name));
+            statuses.extend(own);
+        }
+    }
+
+    /// One status a claim (or request of it) of the container, with its devices by their first CDI names.
+    fn resource_statuses(&self, pod: &Pod, container: &Container, health: &Health) -> Vec<ResourceStatus> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let wanted = container.resources.as_ref().and_then(|resources| resources.claims.as_deref());
+        let cache = self.cache();
+        let mut statuses = Vec::new();
+        for entry in wanted.unwrap_or_default() {
+            let alone = Container {
+                resources: Some(ResourceRequirements { claims: Some(vec![entry.clone()]), ..Default::default() }),
+                ..Default::default()
+            };
+            let mut resources: Vec<ResourceHealth> = Vec::new();
+            for (name, request) in claims::of_container(pod, &alone).unwrap_or_default() {
+                let Some(info) = cache.get(&Key::new(namespace, &name)) else { continue };
+                for (driver, device) in info.devices(request.as_deref()) {
+                    let Device { pool_name, device_name, cdi_device_ids, .. } = device;
+                    let by_name = || format!("{driver}/{pool_name}/{device_name}");
+                    let resource_id = cdi_device_ids.first().cloned().unwrap_or_else(by_name);
+                    if resources.iter().all(|known| known.resource_id != resource_id) {
+                        let condition = health.of(driver, &(pool_name.clone(), device_name.clone()));
+                        let health = Some(condition.as_str().to_owned());
+                        resources.push(ResourceHealth { resource_id, health, ..Default::default() });
+                    }
+                }
+            }
+            if !resources.is_empty() {
+                let request = entry.request.as_deref().filter(|request| !request.is_empty());
+                let name = request.map_or(entry.name.clone(), |request| format!("{}/{request}", entry.name));
+                statuses.push(ResourceStatus { name: format!("claim:{name}"), resources: Some(resources) });
+            }
+        }
+        statuses
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bosun_kit::metrics::Metrics as Registry;
-use bosun_kubelet_dra::metrics::Metrics;
-use bosun_kubelet_dra::{Api, Drivers, Manager};
+use bosun_kubelet_dra::{Api, Manager, Settings};
 use bosun_kubelet_plugins::{DRA_PLUGIN, Handler, PluginWatcher};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use serde_json::json;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use bosun_proto::dra::health::HealthStatus;
 use fixture::{FakeDriver, device};
 
 const DRIVER: &str = "gpu.example.com";
@@ -80,10 +80,10 @@ struct Node {
 }
 
 fn start(folder: &tempfile::TempDir, api: &Arc<FakeApi>, away: Duration) -> (Registry, Arc<Manager>, DropGuard) {
-    let (registry, metrics, cancel) = (Registry::default(), Metrics::default(), CancellationToken::new());
-    let drivers = Drivers::start(api.clone(), away, metrics.clone());
-    let manager = Manager::with_drivers(api.clone(), drivers.clone(), folder.path(), &registry, metrics).unwrap();
-    let handlers = [(DRA_PLUGIN.to_owned(), drivers as Arc<dyn Handler>)];
+    let (registry, cancel) = (Registry::default(), CancellationToken::new());
+    let settings = Settings { away, ..Settings::new(folder.path(), &registry) };
+    let manager = Manager::start(api.clone(), settings).unwrap();
+    let handlers = [(DRA_PLUGIN.to_owned(), manager.drivers() as Arc<dyn Handler>)];
     let watcher = PluginWatcher::new(&folder.path().join("plugins_registry"), handlers).unwrap();
     tokio::spawn(watcher.run(cancel.clone()));
     (registry, manager, cancel.drop_guard())
@@ -313,4 +313,43 @@ async fn slices_of_drivers_that_are_away_are_deleted() {
     drop(driver);
     until("the deletion", || wiped(&["all", DRIVER, DRIVER])).await;
     assert_eq!(node.manager.drivers().get(DRIVER).err().unwrap(), "DRA driver gpu.example.com is not registered");
+}
+
+#[tokio::test]
+async fn how_devices_are_is_told_and_reaches_the_pods_that_use_them() {
+    let node = Node::new(Duration::from_secs(60));
+    let mut driver = node.driver(&["v1.DRAPlugin", "v1alpha1.DRAResourceHealth"]).await;
+    node.api.claim("gpu", &[DRIVER], &["p1"]);
+    let gpu = device("example.com/gpu=0", &["main"]);
+    driver.with(|state| drop(state.devices.insert("gpu".into(), vec![gpu.clone(), device("none", &["side"])])));
+    let mut of = pod("p1", &["gpu"]);
+    of.spec.as_mut().unwrap().containers = vec![container(json!([{"name": "gpu", "request": "main"}]))];
+    node.manager.prepare(&of).await.unwrap();
+    let told = || {
+        let status = json!({"name": "app", "image": "", "imageID": "", "ready": true, "restartCount": 0});
+        let mut status: PodStatus = serde_json::from_value(json!({"containerStatuses": [status]})).unwrap();
+        node.manager.tell_health(&of, &mut status);
+        serde_json::to_value(&status.container_statuses.unwrap()[0].allocated_resources_status).unwrap()
+    };
+    let shown = |health: &str| json!([{"name": "claim:gpu/main", "resources": [{"resourceID": "example.com/gpu=0", "health": health}]}]);
+    assert_eq!(told(), shown("Unknown"));
+    let changed = async || {
+        let wait = tokio::time::timeout(Duration::from_secs(30), node.manager.health_changed());
+        assert_eq!(wait.await.unwrap(), BTreeSet::from(["p1".to_owned()]));
+    };
+    driver.tell(&gpu, HealthStatus::Healthy, 0);
+    changed().await;
+    assert_eq!(told(), shown("Healthy"));
+    // What is told holds for a second only.
+    driver.tell(&gpu, HealthStatus::Unhealthy, 1);
+    changed().await;
+    assert_eq!(told(), shown("Unhealthy"));
+    changed().await;
+    assert_eq!(told(), shown("Unknown"));
+    // Nobody is left who could tell.
+    driver.tell(&gpu, HealthStatus::Healthy, 0);
+    changed().await;
+    driver.die();
+    changed().await;
+    assert_eq!(told(), shown("Unknown"));
 }

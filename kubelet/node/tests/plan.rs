@@ -39,7 +39,6 @@ fn observed() -> Observed {
         images: Some(vec![]),
         devices: Devices::default(),
         errors: vec![],
-        devices: Default::default(),
         volumes_in_use: vec![],
     }
 }

@@ -2,11 +2,14 @@
 //! [`bosun_kubelet_alignment`] and [`bosun_kubelet_devices`] to pods: at admission, at the start of a container, in the
 //! pod's status.
 
+pub mod plugins;
 pub mod pools;
 mod settings;
 pub mod shown;
+mod start;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +22,7 @@ use bosun_kit::metrics::Metrics;
 use bosun_kubelet_alignment::sysfs::Reader;
 use bosun_kubelet_alignment::{Aligner, Refusal, Settings};
 use bosun_kubelet_devices::{DeviceManager, Given};
+use bosun_kubelet_node::pressure::Thresholds;
 use bosun_proto::cri;
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodStatus};
 
@@ -26,6 +30,8 @@ use crate::config::KubeletConfiguration;
 use crate::make::Node;
 use crate::pod::spec;
 use crate::report::Report;
+
+pub use start::start;
 
 /// Below the kubelet's root: sockets of device plugins, and who has which devices.
 const DEVICES: &str = "device-plugins";
@@ -47,12 +53,19 @@ pub struct Alignment {
 }
 
 impl Alignment {
-    /// What the configuration asks for, with what the state files below `root` say. `evicted` is the memory in bytes
-    /// that hard eviction keeps free.
+    /// What the configuration asks for, with what the state files below `root` say. `memory` is the node's, of which
+    /// `eviction_hard` keeps a part free.
     ///
     /// # Errors
     /// It cannot be on this machine, or a state file is damaged or of another configuration.
-    pub fn open(config: &KubeletConfiguration, gates: &FeatureGates, root: &Path, evicted: u64) -> Result<Self> {
+    pub fn open(
+        config: &KubeletConfiguration,
+        gates: &FeatureGates,
+        root: &Path,
+        (memory, eviction_hard): (i64, &BTreeMap<String, String>),
+    ) -> Result<Self> {
+        let thresholds = Thresholds::parse(eviction_hard)?;
+        let evicted = thresholds.reserved("memory.available", memory.try_into().unwrap_or(0));
         let settings = settings::of(config, gates, root, evicted)?;
         Self::with(
             &settings,
@@ -85,9 +98,9 @@ impl Alignment {
         self.devices.register(metrics);
     }
 
-    /// Whether the pod's admission is for the managers to decide too.
+    /// Whether the pod's admission is for the managers to decide too. All others do not wait for their turn.
     pub fn concerns(&self, pod: &Pod) -> bool {
-        !self.aligner.is_idle() || self.devices.concerns(pod)
+        (!self.aligner.is_idle() && qos_class(pod) == QosClass::Guaranteed) || self.devices.concerns(pod)
     }
 
     /// Gives the pod what it is entitled to. A device plugin that is away, as after a reboot or while it is replaced, is
@@ -234,7 +247,7 @@ mod tests {
 
     fn open(fields: serde_json::Value, root: &Path) -> Result<Alignment> {
         let config: KubeletConfiguration = serde_json::from_value(fields).unwrap();
-        Alignment::open(&config, &config.gates().unwrap(), root, 0)
+        Alignment::open(&config, &config.gates().unwrap(), root, (0, &BTreeMap::new()))
     }
 
     #[tokio::test]

@@ -6,7 +6,10 @@ use bosun_api::pod::{is_sidecar, is_terminal};
 use bosun_kubelet_alignment::CpuSet;
 use bosun_kubelet_alignment::memory::state::Block;
 use bosun_kubelet_devices::pod_resources::{self, Pods as Shown};
-use bosun_proto::podresources::{AllocatableResourcesResponse, ContainerMemory, ContainerResources, PodResources};
+use bosun_proto::podresources::{
+    AllocatableResourcesResponse, CdiDevice, ClaimResource, ContainerMemory, ContainerResources, DynamicResource,
+    PodResources,
+};
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::Alignment;
@@ -21,6 +24,8 @@ pub const FOLDER: &str = "pod-resources";
 pub struct PodsResources {
     /// What they have.
     pub alignment: Arc<Alignment>,
+    /// Their claims; none in standalone mode.
+    pub claims: Option<Arc<bosun_kubelet_dra::Manager>>,
     /// The pods.
     pub pods: Pods,
 }
@@ -46,6 +51,27 @@ impl PodsResources {
         pods.values().map(Handle::pod).filter(|pod| !is_terminal(pod)).collect()
     }
 
+    /// The devices of the container's claims; none of what is not prepared yet.
+    fn dynamic(&self, pod: &Pod, container: &Container) -> Vec<DynamicResource> {
+        let claims = self.claims.as_ref().and_then(|claims| claims.container_claims(pod, container).ok());
+        let claims = claims.into_iter().flatten().map(|claim| DynamicResource {
+            claim_name: claim.key.name,
+            claim_namespace: claim.key.namespace,
+            claim_resources: claim
+                .devices
+                .into_iter()
+                .map(|(driver_name, device)| ClaimResource {
+                    cdi_devices: device.cdi_device_ids.into_iter().map(|name| CdiDevice { name }).collect(),
+                    driver_name,
+                    pool_name: device.pool_name,
+                    device_name: device.device_name,
+                    share_id: device.share_id,
+                })
+                .collect(),
+        });
+        claims.collect()
+    }
+
     fn of(&self, pod: &Pod) -> PodResources {
         let Alignment { aligner, devices, .. } = &*self.alignment;
         let container = |container: &Container| {
@@ -55,7 +81,7 @@ impl PodsResources {
                 devices: pod_resources::devices(&devices.devices(uid, name)),
                 cpu_ids: numbers(aligner.exclusive_cpus(uid, name)),
                 memory: memory(aligner.memory(uid, name)),
-                ..Default::default()
+                dynamic_resources: self.dynamic(pod, container),
             }
         };
         let init = spec::spec(pod).init_containers.iter().flatten().filter(|init| is_sidecar(init));

@@ -180,8 +180,7 @@ impl KubeletConfiguration {
             );
         }
         fault(
-            !self.reserved_system_cpus.is_empty()
-                && !(self.system_reserved_cgroup.is_empty() && self.kube_reserved_cgroup.is_empty()),
+            !self.reserved_system_cpus.is_empty() && daemons.iter().any(|(_, _, cgroup)| !cgroup.is_empty()),
             "can't use reservedSystemCPUs (--reserved-cpus) with systemReservedCgroup (--system-reserved-cgroup) or kubeReservedCgroup (--kube-reserved-cgroup)".to_owned(),
         );
         fault(

@@ -54,7 +54,13 @@ pub fn resource(pod: &Pod, node: &Node, container: &str, selector: &ResourceFiel
         .ok_or_else(|| format!("unsupported container resource : {}", selector.resource))?;
     let resources = container.resources.as_ref();
     let amount = match kind {
-        "limits" => quantity::get(resources.and_then(|r| r.limits.as_ref()), resource),
+        // Without a limit of its own the container has the pod's (KEP-2837).
+        "limits" => match quantity::get(resources.and_then(|r| r.limits.as_ref()), resource) {
+            own if own.is_zero() => {
+                quantity::get(spec::spec(pod).resources.as_ref().and_then(|r| r.limits.as_ref()), resource)
+            }
+            own => own,
+        },
         "requests" => bosun_api::pod::container_requests(&container).remove(resource).unwrap_or_default(),
         _ => return Err(format!("unsupported container resource : {}", selector.resource)),
     };

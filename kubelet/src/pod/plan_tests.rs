@@ -166,6 +166,7 @@ impl World {
                     hash,
                     log_path: String::new(),
                     user: None,
+                    recursive_read_only: Vec::new(),
                     grace: None,
                     round: self.runtime.round(&self.pod),
                     condemned: false,

@@ -60,6 +60,8 @@ pub struct ContainerRecord {
     pub log_path: String,
     /// The user that runs it, where the runtime says so.
     pub user: Option<(i64, i64, Vec<i64>)>,
+    /// Where something is mounted that is read-only all the way down.
+    pub recursive_read_only: Vec<String>,
     /// The grace period it was created with, for pods that nobody knows any more.
     pub grace: Option<i64>,
     /// How often all containers had been restarted together when it was made; see [`PodRecord::round`].
@@ -132,6 +134,12 @@ impl ContainerRecord {
             hash: annotation(labels::CONTAINER_HASH).unwrap_or_default().to_owned(),
             log_path: status.log_path.clone(),
             user: user.map(|u| (u.uid, u.gid, u.supplemental_groups.clone())),
+            recursive_read_only: status
+                .mounts
+                .iter()
+                .filter(|mount| mount.recursive_read_only)
+                .map(|mount| mount.container_path.clone())
+                .collect(),
             grace: annotation(labels::DELETION_GRACE_PERIOD)
                 .or(annotation(labels::GRACE_PERIOD))
                 .and_then(|n| n.parse().ok()),

@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount,
+    VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::collections::BTreeMap;
@@ -263,8 +264,24 @@ fn container_status(input: &StatusInput<'_>, old: &PodStatus, role: Role, contai
         user: record.user.as_ref().map(|(uid, gid, groups)| ContainerUser {
             linux: Some(LinuxContainerUser { uid: *uid, gid: *gid, supplemental_groups: Some(groups.clone()) }),
         }),
+        volume_mounts: volume_mounts(container, record),
         ..ContainerStatus::default()
     }
+}
+
+/// What is mounted into the container, and whether it is read-only all the way down.
+fn volume_mounts(container: &Container, record: &ContainerRecord) -> Option<Vec<VolumeMountStatus>> {
+    let recursive = |path: &str| record.recursive_read_only.iter().any(|known| known == path);
+    let status = |mount: &VolumeMount| VolumeMountStatus {
+        name: mount.name.clone(),
+        mount_path: mount.mount_path.clone(),
+        read_only: mount.read_only.filter(|read_only| *read_only),
+        recursive_read_only: (mount.read_only == Some(true))
+            .then(|| if recursive(&mount.mount_path) { "Enabled" } else { "Disabled" }.to_owned()),
+        ..VolumeMountStatus::default()
+    };
+    let mounts = container.volume_mounts.as_ref().filter(|mounts| !mounts.is_empty());
+    mounts.map(|mounts| mounts.iter().map(status).collect())
 }
 
 /// A container that the runtime does not hold: not made yet, or made once and collected since.
@@ -472,4 +489,34 @@ fn ungated(pod: &Pod, old: &PodStatus) -> Option<String> {
         })
         .collect();
     (!missing.is_empty()).then(|| missing.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use bosun_proto::cri;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_mount_says_whether_it_is_read_only_all_the_way_down() {
+        let container: Container = serde_json::from_value(json!({"name": "c", "volumeMounts": [
+            {"name": "a", "mountPath": "/a", "readOnly": true, "recursiveReadOnly": "IfPossible"},
+            {"name": "b", "mountPath": "/b", "readOnly": true},
+            {"name": "c", "mountPath": "/c", "readOnly": false}]}))
+        .unwrap();
+        let mount = |path: &str, recursive_read_only| cri::Mount {
+            container_path: path.into(),
+            recursive_read_only,
+            ..Default::default()
+        };
+        let status = cri::ContainerStatus { mounts: vec![mount("/a", true), mount("/b", false)], ..Default::default() };
+        let record = ContainerRecord::from_status(&status, "s");
+        let golden = json!([
+            {"name": "a", "mountPath": "/a", "readOnly": true, "recursiveReadOnly": "Enabled"},
+            {"name": "b", "mountPath": "/b", "readOnly": true, "recursiveReadOnly": "Disabled"},
+            {"name": "c", "mountPath": "/c"}]);
+        assert_eq!(serde_json::to_value(volume_mounts(&container, &record)).unwrap(), golden);
+        assert_eq!(volume_mounts(&Container::default(), &record), None);
+    }
 }

@@ -1,5 +1,5 @@
 //! Volumes by claim: the claim leads to a persistent volume, which says where the data is. Local and hostPath volumes
-//! are known here, CSI in [`super::csi`]; any other kind is an error that names it.
+//! are known here, CSI in [`super::csi`], NFS in [`super::nfs`]; any other kind is an error that names it.
 //!
 //! Where a claim's volume is, is kept beside the pod, so that containers that start later (or under a later kubelet)
 //! need not ask the API server.
@@ -142,7 +142,7 @@ pub(super) fn set_up(found: &PersistentVolume, user: &Use) -> Result<(), String>
         (None, Some(local)) => mount_local(name, Path::new(&local.path), user)?,
         (None, None) => {
             return Err(format!(
-                "persistent volume {name} is {}; this kubelet supports csi, local and hostPath",
+                "persistent volume {name} is {}; this kubelet supports csi, local, nfs and hostPath",
                 kind(&source)
             ));
         }
@@ -381,7 +381,43 @@ pv1";
 
             let other = json!({"metadata": {"name": "pv2"}, "spec": {"rbd": {"image": "i", "monitors": []}}});
             let error = set_up(&serde_json::from_value(other).unwrap(), &user).unwrap_err();
-            assert_eq!(error, "persistent volume pv2 is of kind rbd; this kubelet supports csi, local and hostPath");
+            assert_eq!(
+                error,
+                "persistent volume pv2 is of kind rbd; this kubelet supports csi, local, nfs and hostPath"
+            );
         });
+    }
+
+    #[test]
+    fn a_local_device_is_linked_and_a_folder_is_no_device() {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+        let root = tempfile::tempdir().unwrap();
+        let (pods, device) = (root.path().join("pods"), root.path().join("device"));
+        mknod(&device, SFlag::S_IFBLK, Mode::S_IRUSR, makedev(7, 250)).unwrap();
+        let user = Use {
+            pod: pods.join("u1"),
+            volume: "v".into(),
+            read_only: false,
+            group: Some(2000),
+            policy: Policy::Always,
+        };
+        let pv = |path: &Path| -> PersistentVolume {
+            let spec = json!({"volumeMode": "Block", "local": {"path": path}});
+            serde_json::from_value(json!({"metadata": {"name": "pv1"}, "spec": spec})).unwrap()
+        };
+        set_up(&pv(&device), &user).unwrap();
+        set_up(&pv(&device), &user).unwrap();
+        let link = pods.join("u1/volumeDevices/kubernetes.io~local-volume/pv1");
+        assert_eq!((place(&user.pod, "v"), fs::read_link(&link).unwrap()), (Some(link), device.clone()));
+        assert!(is_ready(&user.pod, "v").unwrap());
+        tear_down::run(&pods, "u1").unwrap();
+        assert!(device.exists() && !pods.join("u1").exists());
+        let error = set_up(&pv(root.path()), &user).unwrap_err();
+        assert_eq!(error, format!("local volume {} is no block device", root.path().display()));
+        let host =
+            json!({"metadata": {"name": "pv2"}, "spec": {"volumeMode": "Block", "hostPath": {"path": "/dev/x"}}});
+        let error = set_up(&serde_json::from_value(host).unwrap(), &user).unwrap_err();
+        assert_eq!(error, "hostPath volume pv2 cannot be a device; use a local volume");
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bosun_kit::events::EventType;
 use bosun_kubelet_csi::cluster::{ApiCluster, Cluster, NoCluster};
-use bosun_kubelet_csi::drivers::{Drivers, Registrar};
+use bosun_kubelet_csi::drivers::{Drivers, Registrar, keep_limits};
 use bosun_kubelet_csi::mounter::{GiveToGroup, Growing};
 use bosun_kubelet_csi::{Csi, Made as CsiMade, PodUse, Volume as CsiVolume};
 use bosun_kubelet_plugins::{CSI_PLUGIN, Handler};
@@ -15,6 +15,7 @@ use bosun_kubelet_server::stats::FsStats;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node as ApiNode, Pod, Volume};
 use kube::Client;
+use tokio_util::sync::CancellationToken;
 
 use super::ownership::{self, Policy};
 use super::{Made, Note, VolumeError, tear_down};
@@ -57,6 +58,14 @@ impl CsiVolumes {
         (CSI_PLUGIN.to_owned(), Arc::new(Registrar::new(self.drivers.clone(), self.cluster.clone())))
     }
 
+    /// Keeps the numbers of volumes that drivers can take, until cancelled.
+    pub async fn keep_limits(self: Arc<Self>, cancel: CancellationToken) {
+        tokio::select! {
+            () = keep_limits(self.drivers.clone(), self.cluster.clone()) => {}
+            () = cancel.cancelled() => {}
+        }
+    }
+
     /// The API server as CSI sees it.
     pub fn cluster(&self) -> &dyn Cluster {
         &*self.cluster
@@ -65,6 +74,16 @@ impl CsiVolumes {
     /// Attachable volumes that pods of this node use, as the node's status names them.
     pub fn in_use(&self) -> Vec<String> {
         self.csi.in_use()
+    }
+
+    /// Tells `poke` whenever that changed, until cancelled: what is in use has to be known before it is mounted.
+    pub async fn tell_in_use(self: Arc<Self>, poke: impl Fn() + Send, cancel: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = self.csi.used().notified() => poke(),
+                () = cancel.cancelled() => return,
+            }
+        }
     }
 
     /// This node as the API server has it; none without one.
@@ -107,7 +126,7 @@ pub(super) fn is_place(path: &Path) -> bool {
 /// Makes a CSI volume ready for the pod. Returns where it is, and what there is to tell.
 pub(super) async fn set_up(
     pod: &Pod,
-    csi: &CsiVolumes,
+    csi: &Arc<CsiVolumes>,
     volume: &CsiVolume,
     growing: Option<&Growing>,
     policy: Policy,
@@ -119,7 +138,15 @@ pub(super) async fn set_up(
         service_account: spec::spec(pod).service_account_name.clone().unwrap_or_else(|| "default".to_owned()),
         group: super::group(pod),
     };
-    let made = csi.csi.set_up(volume, &user, growing, give(user.group, policy)).await?;
+    // In a task of its own: another volume of the pod that fails at once must not break off what a driver is at.
+    let (own, wanted, growing) = (csi.clone(), volume.clone(), growing.cloned());
+    let task = tokio::spawn(async move {
+        let give = give(user.group, policy);
+        own.csi.set_up(&wanted, &user, growing.as_ref(), give).await
+    });
+    let made = task
+        .await
+        .map_err(|error| VolumeError::SetUp { volume: volume.name.clone(), message: error.to_string() })??;
     let CsiMade { path, again, complaint, grown } = made;
     let refresh = again.and_then(|again| SignedDuration::try_from(again).ok()).map(|again| Timestamp::now() + again);
     let mut notes = Vec::new();

@@ -19,6 +19,8 @@ pub(super) enum Kind {
     Hugetlbfs,
     /// Part of a volume.
     Bind,
+    /// An export of an NFS server.
+    Nfs,
 }
 
 /// One mount that was begun.

@@ -1,8 +1,8 @@
 //! Volumes of pods: made before the first container, refreshed when what they show changes, removed with the pod.
 //!
 //! Supported here: configMap, secret, projected, downwardAPI, emptyDir (disk, memory and huge pages), hostPath,
-//! image (which the runtime mounts), CSI, and claims of CSI, local and hostPath volumes. Any other kind is an error that
-//! names it.
+//! image (which the runtime mounts), nfs, CSI, and claims of CSI, local, nfs and hostPath volumes. Any other kind is an
+//! error that names it.
 
 pub mod atomic;
 mod claims;
@@ -14,6 +14,7 @@ mod journal;
 pub mod measured;
 mod mountinfo;
 pub mod mounts;
+mod nfs;
 mod ownership;
 mod payload;
 mod removal;
@@ -21,6 +22,7 @@ mod sub_path;
 mod tear_down;
 #[cfg(test)]
 mod testing;
+mod trust_bundle;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -149,6 +151,7 @@ pub fn host_path(pod: &Pod, node: &Node, volume: &Volume) -> Option<PathBuf> {
     match (&volume.host_path, plugin(volume)) {
         (Some(source), _) => Some(PathBuf::from(&source.path)),
         (None, Some(plugin)) => Some(node.volume_dir(pod, plugin, &volume.name)),
+        (None, None) if volume.nfs.is_some() => Some(nfs::target(&node.pod_dir(pod), &volume.name)),
         (None, None) if volume.csi.is_some() => csi::inline_path(pod, node, volume),
         (None, None) => claims::claim_name(pod, volume).and_then(|_| claims::place(&node.pod_dir(pod), &volume.name)),
     }
@@ -172,7 +175,7 @@ pub async fn set_up(
     pod: &Pod,
     node: &Arc<Node>,
     objects: &dyn Objects,
-    csi: &csi::CsiVolumes,
+    csi: &Arc<csi::CsiVolumes>,
 ) -> Result<Made, VolumeError> {
     folders(pod, node).map_err(VolumeError::Folders)?;
     let volumes = spec::spec(pod).volumes.as_deref().unwrap_or_default();
@@ -206,7 +209,7 @@ async fn one(
     pod: &Pod,
     node: &Arc<Node>,
     objects: &dyn Objects,
-    csi: &csi::CsiVolumes,
+    csi: &Arc<csi::CsiVolumes>,
     volume: &Volume,
 ) -> Result<Made, VolumeError> {
     let group = group(pod);
@@ -217,6 +220,10 @@ async fn one(
     if volume.image.is_some() {
         return Ok(Made::default());
     }
+    if let Some(source) = &volume.nfs {
+        let (pod, nfs) = (node.pod_dir(pod), nfs::Nfs::new(source, None, false));
+        return nfs.mount(&pod, &nfs::target(&pod, &volume.name)).await.map(|()| Made::default()).map_err(failed);
+    }
     if let Some(inline) = csi::inline(pod, volume) {
         return csi::set_up(pod, csi, &inline, None, policy(pod)).await.map(|(_, made)| made);
     }
@@ -224,7 +231,10 @@ async fn one(
         return claim(pod, node, objects, csi, volume, &name).await;
     }
     let Some(folder) = host_path(pod, node, volume) else {
-        return Err(failed(format!("volumes of kind {} are not supported by this kubelet", kind(volume))));
+        return Err(failed(format!(
+            "volumes of kind {} are not supported by this kubelet; use a CSI driver for it",
+            kind(volume)
+        )));
     };
     let (pod_dir, name) = (node.pod_dir(pod), volume.name.clone());
     if let Some(source) = &volume.empty_dir {
@@ -258,7 +268,7 @@ async fn claim(
     pod: &Pod,
     node: &Node,
     objects: &dyn Objects,
-    csi: &csi::CsiVolumes,
+    csi: &Arc<csi::CsiVolumes>,
     volume: &Volume,
     name: &str,
 ) -> Result<Made, VolumeError> {
@@ -301,6 +311,14 @@ async fn claim(
         let (path, made) = csi::set_up(pod, csi, &wanted, Some(&growing), user.policy).await?;
         let kept = on_disk(move || claims::keep(&user, &path).map_err(|error| error.to_string())).await;
         return kept.map(|()| made).map_err(|message| VolumeError::SetUp { volume: pv, message });
+    }
+    let failed = |message| VolumeError::SetUp { volume: pv.clone(), message };
+    if let Some(source) = found.spec.as_ref().and_then(|spec| spec.nfs.as_ref()) {
+        let options = found.spec.as_ref().and_then(|spec| spec.mount_options.as_deref());
+        let (export, path) = (nfs::Nfs::new(source, options, user.read_only), nfs::target(&user.pod, &pv));
+        export.mount(&user.pod, &path).await.map_err(failed)?;
+        let kept = on_disk(move || claims::keep(&user, &path).map_err(|error| error.to_string())).await;
+        return kept.map(|()| Made::default()).map_err(failed);
     }
     let made = on_disk(move || claims::set_up(&found, &user)).await;
     made.map(|()| Made::default()).map_err(|message| VolumeError::SetUp { volume: pv, message })

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::atomic::{File, Payload};
+use super::trust_bundle;
 use crate::make::{Node, downward};
 use crate::objects::{Objects, TokenRequest};
 use crate::pod::spec;
@@ -82,13 +83,12 @@ async fn project(
         let renew = token(&mut out.files, pod, objects, source, mode).await?;
         out.refresh = Some(out.refresh.map_or(renew, |known| known.min(renew)));
     }
-    for (kind, given) in [
-        ("clusterTrustBundle", part.cluster_trust_bundle.is_some()),
-        ("podCertificate", part.pod_certificate.is_some()),
-    ] {
-        if given {
-            return Err(format!("projected sources of kind {kind} are not supported by this kubelet"));
-        }
+    if let Some(source) = &part.cluster_trust_bundle {
+        let again = trust_bundle::project(&mut out.files, objects, source, mode).await?;
+        out.refresh = Some(out.refresh.map_or(again, |known| known.min(again)));
+    }
+    if part.pod_certificate.is_some() {
+        return Err("projected sources of kind podCertificate are not supported by this kubelet".to_owned());
     }
     Ok(())
 }

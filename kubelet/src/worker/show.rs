@@ -21,6 +21,9 @@ impl Worker {
             bosun_api::pod::set_condition(&mut new, condition.clone());
         }
         self.context.alignment.tell_health(&self.uid, &mut new);
+        if let Some(claims) = &self.context.claims {
+            claims.tell_health(&self.pod, &mut new);
+        }
         if self.pod.status.as_ref() != Some(&new) {
             Arc::make_mut(&mut self.pod).status = Some(new);
         }

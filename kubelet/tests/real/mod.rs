@@ -149,6 +149,11 @@ SystemdCgroup = {}
         self.kubelet = Some(self.spawn(env!("CARGO_BIN_EXE_kubelet"), &args, "kubelet.log"));
     }
 
+    /// The kubelet's process id.
+    pub(crate) fn kubelet_pid(&self) -> u32 {
+        self.kubelet.as_ref().unwrap().id()
+    }
+
     /// Starts a kubelet that must end by itself with a failure; returns what it said.
     pub(crate) fn kubelet_that_ends(&mut self) -> String {
         let before = self.log().len();
@@ -167,7 +172,7 @@ SystemdCgroup = {}
 
     /// A field of the kubelet's memory, such as `VmHWM`, in kB.
     pub(crate) fn kubelet_memory(&self, field: &str) -> u64 {
-        let pid = self.kubelet.as_ref().unwrap().id();
+        let pid = self.kubelet_pid();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(&format!("{field}:"))).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
@@ -292,16 +297,16 @@ impl Drop for TestNode {
             let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
         }
         let driver = if self.systemd { Driver::Systemd } else { Driver::Cgroupfs };
-        let tree = Tree::detect(driver);
+        let name = Name::from_path(&self.name);
+        let remove = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(Tree::detect(driver).remove(&name))
+        };
         // In a thread of its own: a test may have a runtime already.
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                if let Err(error) = runtime.block_on(tree.remove(&Name::from_path(&self.name))) {
-                    eprintln!("the cgroups of {} were not removed: {error}", self.name);
-                }
-            });
-        });
+        match std::thread::scope(|scope| scope.spawn(remove).join()) {
+            Ok(Ok(())) => {}
+            failed => eprintln!("the cgroups of {} were not removed: {failed:?}", self.name),
+        }
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
         if !std::thread::panicking() {
             let _ = fs::remove_dir_all(&self.folder);

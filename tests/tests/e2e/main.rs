@@ -7,10 +7,14 @@
 mod case;
 mod cli;
 mod cri;
+#[path = "../../../kubelet/tests/csi_driver/mod.rs"]
+#[expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+mod csi_driver;
 mod faults;
 mod input;
 mod network;
 mod python;
+mod volumes;
 mod workloads;
 
 use std::process::ExitCode;
@@ -43,6 +47,7 @@ const BESIDE: &[(&str, Cases)] = &[
     ("input", input::CASES),
     ("network", network::CASES),
     ("python", python::CASES),
+    ("volumes", volumes::CASES),
     ("workloads", workloads::CASES),
 ];
 
