@@ -229,12 +229,14 @@ mod tests {
 
     /// A systemd of the bare necessities: it keeps what it was told, and ends a job at once.
     #[derive(Clone, Default)]
-    struct Fake(Arc<std::sync::Mutex<HashMap<String, Vec<(String, OwnedValue)>>>>);
+    struct Fake(Arc<std::sync::Mutex<Held>>);
 
-    type Auxiliary = Vec<(String, Vec<(String, OwnedValue)>)>;
+    type Told = Vec<(String, OwnedValue)>;
+    type Held = HashMap<String, Told>;
+    type Auxiliary = Vec<(String, Told)>;
 
     impl Fake {
-        fn units(&self) -> std::sync::MutexGuard<'_, HashMap<String, Vec<(String, OwnedValue)>>> {
+        fn units(&self) -> std::sync::MutexGuard<'_, Held> {
             self.0.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
@@ -261,7 +263,7 @@ mod tests {
             &self,
             unit: &str,
             mode: &str,
-            properties: Vec<(String, OwnedValue)>,
+            properties: Told,
             _auxiliary: Auxiliary,
             #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
         ) -> zbus::fdo::Result<OwnedObjectPath> {
@@ -272,12 +274,7 @@ mod tests {
             Ok(Self::end(&emitter, unit).await)
         }
 
-        fn set_unit_properties(
-            &self,
-            unit: &str,
-            runtime: bool,
-            more: Vec<(String, OwnedValue)>,
-        ) -> zbus::fdo::Result<()> {
+        fn set_unit_properties(&self, unit: &str, runtime: bool, more: Told) -> zbus::fdo::Result<()> {
             assert!(runtime);
             let mut units = self.units();
             let Some(held) = units.get_mut(unit) else { return Err(zbus::fdo::Error::Failed("not there".to_owned())) };
