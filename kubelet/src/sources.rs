@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventStream, Inotify, WatchMask};
 use k8s_openapi::api::core::v1::{Pod, Toleration};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
@@ -127,6 +127,8 @@ pub async fn watch_static(
 ) {
     let mut seen: Option<Vec<String>> = None;
     loop {
+        // From before it is read: what changes meanwhile is read again.
+        let events = watching(&path);
         // Reading may take a while, and what is read may be anything.
         let (from, name) = (path.clone(), node.clone());
         let Ok(found) = tokio::task::spawn_blocking(move || read_static(&from, &name)).await else { return };
@@ -138,23 +140,28 @@ pub async fn watch_static(
             }
         }
         tokio::select! {
-            () = changed(&path) => tokio::time::sleep(Duration::from_millis(50)).await,
+            () = changed(events) => tokio::time::sleep(Duration::from_millis(50)).await,
             () = tokio::time::sleep(poll) => {}
             () = cancel.cancelled() => return,
         }
     }
 }
 
-/// Returns when something in the folder changed; never, if the kernel cannot tell.
-async fn changed(path: &Path) {
+/// Watches a folder from now on; none if the kernel cannot.
+fn watching(path: &Path) -> Option<EventStream<[u8; 1024]>> {
     let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
-    let events = Inotify::init().and_then(|inotify| {
+    let watched = Inotify::init().and_then(|inotify| {
         inotify.watches().add(path, mask)?;
         inotify.into_event_stream([0; 1024])
     });
+    watched.ok()
+}
+
+/// Returns when something in the folder has changed since it is watched; never, if it is not.
+async fn changed(events: Option<EventStream<[u8; 1024]>>) {
     match events {
-        Ok(mut events) => drop(events.next().await),
-        Err(_) => std::future::pending().await,
+        Some(mut events) => drop(events.next().await),
+        None => std::future::pending().await,
     }
 }
 
