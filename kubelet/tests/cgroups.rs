@@ -254,7 +254,7 @@ fn daemons_are_held_to_what_is_reserved_for_them() {
             code = node.kubelet_ended();
             code.is_some()
         },
-        || String::new(),
+        String::new,
     );
     assert_eq!(code, Some(1), "{}", node.log());
     let log = node.log();
