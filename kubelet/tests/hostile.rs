@@ -122,6 +122,13 @@ fn hostile_manifests(node: &TestNode) {
 
 fn probes_that_never_answer(node: &TestNode) {
     ok(Command::new("ip").args(["-n", &node.name, "route", "add", "192.0.2.0/24", "dev", "lo"]));
+    // Connections are made by the kernel; nobody ever takes them.
+    let netns = fs::File::open(format!("/run/netns/{}", node.name)).unwrap();
+    let listening = std::thread::spawn(move || {
+        nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        std::net::TcpListener::bind("127.0.0.1:8099").unwrap()
+    });
+    let _silent = listening.join().unwrap();
     let probed = |name: &str, script: &str, probe: Value| {
         let mut container = shell(script, &json!({"readinessProbe": probe}));
         container["name"] = name.into();
@@ -134,7 +141,7 @@ fn probes_that_never_answer(node: &TestNode) {
             probed("exec", "busybox sleep 100000", json!({"exec": {"command": [BUSYBOX, "sleep", "100000"]}})),
             probed(
                 "http",
-                "busybox nc -lk -p 8099 -e busybox sleep 100000",
+                "busybox sleep 100000",
                 json!({"httpGet": {"path": "/", "port": 8099, "host": "127.0.0.1"}}),
             ),
             probed("tcp", "busybox sleep 100000", json!({"tcpSocket": {"port": 80, "host": "192.0.2.1"}})),

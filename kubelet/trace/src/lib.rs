@@ -1,7 +1,7 @@
 //! Spans of what the kubelet does, sent to a collector by OTLP over gRPC (`tracing` of KubeletConfiguration, KEP-2831).
 //!
 //! A future runs in a span by [`traced`]; spans begun within are its children, however many tasks are polled on the
-//! same thread. The parent of a request comes from its headers ([`parent`]), and goes on to the runtime with the
+//! same thread. The parent of a request comes from its headers, and goes on to the runtime with the
 //! metadata of a call ([`inject`]), both as W3C `traceparent`. Until [`start`] is called, all of this does nothing but
 //! look at one flag.
 
