@@ -59,6 +59,29 @@ pub fn from_file<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     from_yaml(&text, &path.display().to_string())
 }
 
+/// The deepest nesting of lists and maps in brackets: as deep as the decoder goes. The time that the reader takes grows
+/// with the product of size and depth, so what is deeper is not given to it.
+const DEEPEST: usize = 128;
+
+/// Whether a text's brackets are nested no deeper than is read.
+///
+/// # Errors
+/// They are.
+pub fn check_depth(text: &str) -> Result<(), String> {
+    let mut depth = 0_usize;
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEEPEST {
+            return Err(format!("lists and maps are nested more than {DEEPEST} deep"));
+        }
+    }
+    Ok(())
+}
+
 /// Decodes YAML (or JSON, which YAML contains) into `T`, refusing fields that `T` does not have.
 ///
 /// `origin` names the source in errors. An empty document decodes as an empty mapping.
@@ -67,6 +90,7 @@ pub fn from_file<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
 /// [`ConfigError::Field`] with the field's path, or [`ConfigError::Unknown`] with all unknown paths at once.
 pub fn from_yaml<T: DeserializeOwned>(text: &str, origin: &str) -> Result<T, ConfigError> {
     let field_error = |field: String, message: String| ConfigError::Field { origin: origin.to_owned(), field, message };
+    check_depth(text).map_err(|message| field_error(".".to_owned(), message))?;
     let mut value: serde_json::Value =
         serde_yaml_ng::from_str(text).map_err(|error| field_error(".".to_owned(), error.to_string()))?;
     if value.is_null() {
@@ -113,6 +137,13 @@ mod tests {
     #[serde(default, rename_all = "camelCase")]
     struct Nested {
         enabled: bool,
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_is_not_read() {
+        assert_eq!(check_depth(&"[{a: b}] ".repeat(1000)), Ok(()));
+        let error = from_yaml::<serde_json::Value>(&"[".repeat(100_000), "f").unwrap_err().to_string();
+        assert!(error.contains("nested more than 128 deep"), "{error}");
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn read(file: &Path) -> Result<String, String> {
 /// # Errors
 /// The manifest is no pod, or lacks what a pod needs; the text names the field.
 pub fn static_pod(text: &str, file: &Path, node: &str) -> Result<Pod, String> {
-    check::check_depth(text)?;
+    bosun_kit::config::check_depth(text)?;
     let pod: Pod = bosun_kit::config::from_yaml(text, &file.display().to_string()).map_err(|e| e.to_string())?;
     let mut pod = take_up(pod, text, &format!("host:{node}file:{}", file.display()), "file", node)?;
     // Nothing that keeps ordinary pods off a node may keep off a static one.

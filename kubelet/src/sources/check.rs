@@ -9,29 +9,6 @@ use crate::pod::spec;
 /// The largest manifest that is read, as in stock.
 pub(super) const LARGEST: u64 = 10 << 20;
 
-/// The deepest nesting of lists and maps in brackets: as deep as the decoder goes. The time that the reader takes grows
-/// with the product of size and depth, so what is deeper is not given to it.
-const DEEPEST: usize = 128;
-
-/// Whether a manifest's brackets are nested no deeper than is read.
-///
-/// # Errors
-/// They are.
-pub(super) fn check_depth(text: &str) -> Result<(), String> {
-    let mut depth = 0_usize;
-    for byte in text.bytes() {
-        match byte {
-            b'[' | b'{' => depth += 1,
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > DEEPEST {
-            return Err(format!("lists and maps are nested more than {DEEPEST} deep"));
-        }
-    }
-    Ok(())
-}
-
 /// The pod with its defaults.
 ///
 /// # Errors
@@ -123,12 +100,6 @@ mod tests {
         let mut container = json!({"name": "a", "image": "b"});
         container.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         json!({"containers": [container]})
-    }
-
-    #[test]
-    fn deep_nesting_is_seen_before_it_is_read() {
-        assert_eq!(check_depth(&"[{a: b}] ".repeat(1000)), Ok(()));
-        assert!(check_depth(&"[".repeat(1000)).unwrap_err().contains("nested more than 128 deep"));
     }
 
     #[test]

@@ -376,7 +376,7 @@ fn runtime_classes_name_a_handler(case: &Case) -> Result<()> {
     case.ready("classy")?;
     let node = case.field("pod/classy", ".spec.nodeName")?;
     let handlers = ".status.runtimeHandlers[?(@.name=='')].features.userNamespaces";
-    let namespaces = case.field(&format!("node/{node}"), &handlers)? == "true";
+    let namespaces = case.field(&format!("node/{node}"), handlers)? == "true";
     case.kubectl.apply(&case.pod("mapped", &spec("hostUsers: false")))?;
     if namespaces {
         case.ready("mapped")?;
