@@ -57,6 +57,22 @@ pub fn look(socket: &Path) -> Result<BTreeMap<String, Holds>, String> {
     runtime.block_on(async { ask(&mut client(socket)).await })
 }
 
+/// The ids of all sandboxes and containers that the runtime at `socket` knows of.
+///
+/// # Errors
+/// It does not answer.
+pub fn ids(socket: &Path) -> Result<BTreeSet<String>, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    runtime.block_on(async {
+        let mut client = client(socket);
+        let sandboxes = client.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
+        let containers = client.list_containers(cri::ListContainersRequest::default()).await;
+        let sandboxes = sandboxes.map_err(|status| status.to_string())?.into_inner().items;
+        let containers = containers.map_err(|status| status.to_string())?.into_inner().containers;
+        Ok(sandboxes.into_iter().map(|s| s.id).chain(containers.into_iter().map(|c| c.id)).collect())
+    })
+}
+
 impl Census {
     /// Starts to look.
     pub fn start(socket: &Path) -> Self {
