@@ -44,20 +44,26 @@ enum Part {
     Runtime,
     /// Processes are killed.
     Kills,
+    /// Hostile manifests, probes that never answer, a log line of 1 GB.
+    Input,
 }
 
-/// The end-to-end tests that disturb a cluster, in their long form: every call to the container runtime with every
-/// fault, then kills of every process under many pods.
+/// The tests that disturb a kubelet or a cluster, in their long form: hostile input, every call to the container runtime
+/// with every fault, then kills of every process under many pods.
 pub(crate) fn faults(layout: &Layout, options: &Faults) -> Result<ExitCode> {
     let environment = [("BOSUN_KILLS", options.kills.to_string()), ("BOSUN_FAULTS", "all".to_owned())];
-    let only: &[&str] = match options.only {
-        None => &["cri::", "faults::"],
-        Some(Part::Runtime) => &["cri::"],
-        Some(Part::Kills) => &["faults::"],
+    const RUNTIME: [&str; 3] = ["bosun-tests", "e2e", "cri::"];
+    const KILLS: [&str; 3] = ["bosun-tests", "e2e", "faults::"];
+    const INPUT: [&str; 3] = ["bosun-kubelet", "hostile", ""];
+    let only: &[_] = match options.only {
+        None => &[INPUT, RUNTIME, KILLS],
+        Some(Part::Runtime) => &[RUNTIME],
+        Some(Part::Kills) => &[KILLS],
+        Some(Part::Input) => &[INPUT],
     };
-    for cases in only {
-        let arguments = ["--test", "e2e", "--", cases].map(str::to_owned).into();
-        let tests = Options { package: Some("bosun-tests".to_owned()), arguments };
+    for [package, program, cases] in only {
+        let arguments = ["--test", program, "--", cases].map(str::to_owned).into();
+        let tests = Options { package: Some((*package).to_owned()), arguments };
         let code = test(layout, &tests, &environment)?;
         if code != ExitCode::SUCCESS {
             return Ok(code);
