@@ -85,7 +85,7 @@ fn take_up(mut pod: Pod, text: &str, place: &str, source: &str, node: &str) -> R
     hash.update(text);
     hash.update(place);
     let own = spec::uid(&pod).to_owned();
-    let hash: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex::encode(&hash.finalize()[..16]);
     let uid = if own.is_empty() { hash.clone() } else { own };
     let metadata = &mut pod.metadata;
     metadata.uid = Some(uid);

@@ -1,7 +1,9 @@
 //! The protocols that Bosun speaks by gRPC, generated from our own `.proto` files.
 //!
 //! What a message means is said in the `.proto` file; this crate holds the generated types, a client and a server
-//! trait for each service, and nothing else.
+//! trait for each service, and the way to a peer on a unix socket ([`unix`]).
+
+pub mod unix;
 
 /// The Container Runtime Interface, `runtime.v1` as of Kubernetes 1.36.
 ///

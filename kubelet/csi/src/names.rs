@@ -27,7 +27,7 @@ pub fn unique(driver: &str, handle: &str) -> String {
 }
 
 fn sha256(text: &str) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(text))
 }
 
 /// The folder of a volume that is staged with a file system; its data file and `globalmount` are in it.

@@ -10,9 +10,9 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint};
 
 /// How long a peer may take to accept a connection, as in stock.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -74,8 +74,5 @@ where
 /// A client of the service that listens at `path`. It connects with the first call.
 pub fn channel(path: PathBuf) -> Channel {
     let endpoint = Endpoint::from_static("http://socket.invalid").connect_timeout(CONNECT);
-    endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    }))
+    bosun_proto::unix::channel(&endpoint, path)
 }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bosun_kit::backoff::Backoff;
-use hyper_util::rt::TokioIo;
+use bosun_proto::unix;
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint};
 
 const FIRST_TRY: Duration = Duration::from_millis(20);
 const LAST_TRY: Duration = Duration::from_secs(1);
@@ -21,11 +21,7 @@ pub fn path(endpoint: &str) -> PathBuf {
 /// A channel to the socket: connects when it is first used and again whenever the connection was lost. A call while
 /// nobody listens fails at once.
 pub fn channel(socket: &Path) -> Channel {
-    let socket = socket.to_path_buf();
-    Endpoint::from_static("http://plugin.invalid").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    }))
+    unix::channel(&Endpoint::from_static("http://plugin.invalid"), socket.to_path_buf())
 }
 
 /// A channel to the socket once somebody listens: the file is there before its process listens.

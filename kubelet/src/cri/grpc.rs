@@ -8,10 +8,9 @@ use bosun_kubelet_trace::{Spec, inject, traced_result};
 use bosun_proto::cri;
 use bosun_proto::cri::image_service_client::ImageServiceClient;
 use bosun_proto::cri::runtime_service_client::RuntimeServiceClient;
+use bosun_proto::unix;
 use futures::StreamExt;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::{CriError, CriErrorKind, Events, Result, Runtime};
@@ -65,10 +64,7 @@ impl GrpcRuntime {
 }
 
 fn channel(path: PathBuf) -> Channel {
-    Endpoint::from_static("http://runtime.invalid").connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    }))
+    unix::channel(&Endpoint::from_static("http://runtime.invalid"), path)
 }
 
 fn request<T>(message: T, deadline: Duration) -> Request<T> {

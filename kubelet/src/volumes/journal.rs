@@ -73,8 +73,7 @@ impl<'a> Journal<'a> {
 /// A name for the file of one mount; a path would be too long, and has slashes.
 fn file_name(target: &Path) -> String {
     let digest = Sha256::digest(target.as_os_str().as_encoded_bytes());
-    let hex: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("{hex}.json")
+    format!("{}.json", hex::encode(&digest[..8]))
 }
 
 #[cfg(test)]

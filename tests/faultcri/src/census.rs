@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use bosun_proto::cri;
 use bosun_proto::cri::runtime_service_client::RuntimeServiceClient;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use bosun_proto::unix;
+use tonic::transport::{Channel, Endpoint};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
@@ -64,11 +63,7 @@ pub fn look(socket: &Path) -> Result<BTreeMap<String, Holds>, String> {
 pub fn ids(socket: &Path) -> Result<BTreeSet<String>, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     runtime.block_on(async {
-        let mut client = client(socket);
-        let sandboxes = client.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
-        let containers = client.list_containers(cri::ListContainersRequest::default()).await;
-        let sandboxes = sandboxes.map_err(|status| status.to_string())?.into_inner().items;
-        let containers = containers.map_err(|status| status.to_string())?.into_inner().containers;
+        let (sandboxes, containers) = list(&mut client(socket)).await?;
         Ok(sandboxes.into_iter().map(|s| s.id).chain(containers.into_iter().map(|c| c.id)).collect())
     })
 }
@@ -124,20 +119,22 @@ impl Seen {
 }
 
 fn client(socket: &Path) -> RuntimeServiceClient<Channel> {
-    let socket = socket.to_owned();
-    let connect = tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
     let endpoint = Endpoint::from_static("http://runtime.invalid").timeout(DEADLINE);
-    RuntimeServiceClient::new(endpoint.connect_with_connector_lazy(connect)).max_decoding_message_size(64 << 20)
+    RuntimeServiceClient::new(unix::channel(&endpoint, socket.to_owned())).max_decoding_message_size(64 << 20)
 }
 
-async fn ask(client: &mut RuntimeServiceClient<Channel>) -> Result<BTreeMap<String, Holds>, String> {
+type Listed = (Vec<cri::PodSandbox>, Vec<cri::Container>);
+
+async fn list(client: &mut RuntimeServiceClient<Channel>) -> Result<Listed, String> {
     let sandboxes = client.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
     let containers = client.list_containers(cri::ListContainersRequest::default()).await;
     let sandboxes = sandboxes.map_err(|status| status.to_string())?.into_inner().items;
     let containers = containers.map_err(|status| status.to_string())?.into_inner().containers;
+    Ok((sandboxes, containers))
+}
+
+async fn ask(client: &mut RuntimeServiceClient<Channel>) -> Result<BTreeMap<String, Holds>, String> {
+    let (sandboxes, containers) = list(client).await?;
     let mut pods = BTreeMap::<String, Holds>::new();
     let mut uids = BTreeMap::new();
     for sandbox in sandboxes {
